@@ -1,0 +1,337 @@
+"""The two players, their optimizers and their turns; one state_dict holds all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gan.config import GameConfig, ObjectiveConfig, PlayerConfig, Sample, check_sample, value_at
+from gan.ema import Average, decay
+from gan.networks import build_discriminator, build_generator
+from gan.objectives import OBJECTIVES
+from gan.penalties import logits_and_steepness
+from gan.randomness import latents
+from gan.world import World
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's share of one global batch: uint8 images (n, c, h, w) or float vectors (n, d); labels (n,)."""
+
+    samples: Shaped[Tensor, "n *shape"]
+    labels: Int64[Tensor, " n"] | None = None
+
+
+class DTurn(nn.Module):
+    """D and its loss as one module, so that DDP sees one forward for each backward, penalties included."""
+
+    def __init__(self, discriminator: nn.Module, config: ObjectiveConfig):
+        super().__init__()
+        self.player = discriminator
+        self.objective = OBJECTIVES[config.name]
+
+    def forward(
+        self,
+        real: Float[Tensor, "n *shape"],
+        fake: Float[Tensor, "n *shape"],
+        labels: Int64[Tensor, " n"] | None,
+        r1_gamma: float,
+        r2_gamma: float,
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """The loss summed over the samples, and sums to report; a gamma of 0 skips that penalty."""
+
+        def score(samples: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+            return self.player(samples, labels).to(real.dtype)
+
+        if r1_gamma:
+            real_logits, r1 = logits_and_steepness(score, real)
+        else:
+            real_logits, r1 = score(real), None
+        if r2_gamma:
+            fake_logits, r2 = logits_and_steepness(score, fake)
+        else:
+            fake_logits, r2 = score(fake), None
+
+        loss = self.objective.d_loss(real_logits, fake_logits).sum()
+        report = {"d/loss": loss.detach()}
+        for name, gamma, steepness in (("d/r1", r1_gamma, r1), ("d/r2", r2_gamma, r2)):
+            if steepness is not None:
+                loss = loss + gamma / 2 * steepness.sum()
+                report[name] = steepness.detach().sum()
+        with torch.no_grad():
+            report["game/value"] = self.objective.value(real_logits, fake_logits).sum()
+            report["d/real_logit"] = real_logits.sum()
+            report["d/fake_logit"] = fake_logits.sum()
+        return loss, report
+
+
+class GTurn(nn.Module):
+    """G and its loss as one module. The opponent is not part of it: DDP must not exchange D's gradients."""
+
+    def __init__(self, generator: nn.Module, opponent: nn.Module, config: ObjectiveConfig):
+        super().__init__()
+        self.player = generator
+        self._opponent = (opponent,)  # a tuple hides it from nn.Module's registry
+        self.objective = OBJECTIVES[config.name]
+
+    def forward(
+        self,
+        real: Float[Tensor, "n *shape"] | None,
+        z: Float[Tensor, "n z"],
+        labels: Int64[Tensor, " n"] | None,
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """The loss summed over the samples, and sums to report."""
+        (opponent,) = self._opponent
+        fake_logits = opponent(self.player(z, labels), labels).to(z.dtype)
+        if self.objective.pairs:
+            with torch.no_grad():
+                real_logits = opponent(real, labels).to(z.dtype)
+        else:
+            real_logits = torch.zeros_like(fake_logits)  # not looked at
+        loss = self.objective.g_loss(real_logits, fake_logits).sum()
+        return loss, {"g/loss": loss.detach()}
+
+
+class Means:
+    """Running means of reported scalars; they stay on the device until somebody asks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, report: dict[str, Tensor], *, count: int) -> None:
+        """Adds sums over `count` samples of this rank."""
+        for name, value in report.items():
+            kept = self._sums.get(name)
+            self._sums[name] = value if kept is None else kept + value
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def take(self, world: World) -> dict[str, float]:
+        """The means over all ranks since the last call. Every rank must call this."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name].double() for name in names])
+        counts = torch.tensor([self._counts[name] for name in names]).to(sums)
+        self.__init__()
+        total = world.sum(torch.stack([sums, counts]))
+        return dict(zip(names, (total[0] / total[1]).tolist(), strict=True))
+
+
+class Game:
+    """G against D on `sample`-shaped data. Every rank builds one; DDP keeps their weights equal.
+
+    With a default process group of more than one rank, each player is wrapped in DDP. Batches given to
+    the turns are this rank's `world.share(batch_size)` of the global batch.
+    """
+
+    def __init__(
+        self,
+        config: GameConfig,
+        sample: Sample,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ):
+        check_sample(config, sample)
+        self.config, self.sample, self.seed = config, sample, seed
+        self.device = torch.device(device)
+        self.dtype = DTYPES[config.turns.precision]
+        self.world = World.current()
+        self.d_turns = self.g_turns = 0
+        self.means = Means()
+
+        how = {"conditioning": config.conditioning.name, "sample": sample, "seed": seed}
+        self.G = build_generator(config.generator, **how).to(self.device, self.dtype)
+        self.D = build_discriminator(config.discriminator, **how).to(self.device, self.dtype)
+        self._ema = Average(self.G)
+        self.G_optimizer = _adam(self.G, config.generator)
+        self.D_optimizer = _adam(self.D, config.discriminator)
+        self._d_turn = self._distributed(DTurn(self.D, config.objective))
+        self._g_turn = self._distributed(GTurn(self.G, self.D, config.objective))
+
+    @property
+    def G_ema(self) -> nn.Module:
+        """The moving average of G, in eval mode: what is judged, sampled and promoted."""
+        return self._ema.module
+
+    @property
+    def nimg(self) -> int:
+        """Images that D has learned from, the game's time."""
+        return self.d_turns * self.config.turns.batch_size
+
+    @property
+    def num_batches(self) -> int:
+        """Global batches of reals taken so far by both players: where the data stream stands."""
+        return self.d_turns + self.g_turns * self.config.reals_in_g_turn
+
+    def d_turn(self, batch: Batch) -> None:
+        """D's turn: one step against fakes that G makes without learning. Every rank must call this."""
+        objective, turn = self.config.objective, self.d_turns
+        due = objective.penalized and turn % objective.penalty_interval == 0
+        gammas = [
+            objective.penalty_interval * self._now(gamma) if due else 0.0
+            for gamma in (objective.r1_gamma, objective.r2_gamma)
+        ]
+        z = self._my_latents("latent/d", turn)
+        self._set_lr(self.D_optimizer, self.config.discriminator)
+        self.D_optimizer.zero_grad(set_to_none=True)
+        for real, piece_z, labels, sync in self._pieces(self._d_turn, batch, z):
+            with torch.no_grad(), self._autocast():
+                fake = self.G(piece_z, labels).to(self.dtype)
+            assert real is not None
+            with sync, self._autocast(enabled=not due):
+                loss, report = self._d_turn(real, fake, labels, *gammas)
+                (loss * self._loss_scale).backward()
+            self.means.add(report, count=len(piece_z))
+        self.D_optimizer.step()
+        self.d_turns += 1
+
+    def g_turn(self, batch: Batch | None) -> None:
+        """G's turn: one step against a frozen D, then G_ema follows. Every rank must call this.
+
+        `batch` holds fresh reals where `config.reals_in_g_turn`, else it is None.
+        """
+        z = self._my_latents("latent/g", self.g_turns)
+        self._set_lr(self.G_optimizer, self.config.generator)
+        self.G_optimizer.zero_grad(set_to_none=True)
+        self.D.requires_grad_(False)  # its gradients are neither computed nor exchanged
+        for real, piece_z, labels, sync in self._pieces(self._g_turn, batch, z):
+            with sync, self._autocast():
+                loss, report = self._g_turn(real, piece_z, labels)
+                (loss * self._loss_scale).backward()
+            self.means.add(report, count=len(piece_z))
+        self.D.requires_grad_(True)
+        self.G_optimizer.step()
+        self.g_turns += 1
+        turns = self.config.turns
+        new_images = turns.batch_size * turns.d_steps / turns.g_steps
+        self._ema.update(decay(self.config.ema, new_images=new_images, nimg=self.nimg))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the game's future depends on, as flat named tensors; equal on every rank."""
+        state = {
+            "d_turns": torch.tensor(self.d_turns),
+            "g_turns": torch.tensor(self.g_turns),
+        }
+        for player in ("G", "D", "G_ema"):
+            for name, value in getattr(self, player).state_dict().items():
+                state[f"{player}/{name}"] = value
+        for player, optimizer in (("G", self.G_optimizer), ("D", self.D_optimizer)):
+            for name, parameter in getattr(self, player).named_parameters():
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    state[f"{player}_optimizer/{name}/{key}"] = value
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continues a game from `state_dict()` of one with the same config and sample.
+
+        Raises ValueError where a tensor is missing, left over or of another shape.
+        """
+        expected = set(self.state_dict()) | self._optimizer_keys(state)
+        if expected != set(state):
+            raise ValueError(
+                f"the saved game does not fit this one: missing {sorted(expected - set(state))[:3]}, "
+                f"left over {sorted(set(state) - expected)[:3]}"
+            )
+        for player in ("G", "D", "G_ema"):
+            prefix = f"{player}/"
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            try:
+                getattr(self, player).load_state_dict(own)
+            except RuntimeError as error:
+                raise ValueError(f"the saved game does not fit this one: {error}") from error
+        for player, optimizer in (("G", self.G_optimizer), ("D", self.D_optimizer)):
+            for name, parameter in getattr(self, player).named_parameters():
+                prefix = f"{player}_optimizer/{name}/"
+                saved = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                # Adam counts steps in a CPU tensor whatever the parameter's device.
+                optimizer.state[parameter] = {
+                    key: value.clone().to("cpu" if key == "step" else self.device)
+                    for key, value in saved.items()
+                }
+        self.d_turns, self.g_turns = int(state["d_turns"]), int(state["g_turns"])
+
+    def _optimizer_keys(self, state: dict[str, Tensor]) -> set[str]:
+        """The optimizer entries that a game which has taken its turns must have."""
+        return {
+            f"{player}_optimizer/{name}/{key}"
+            for player, turns in (("G", "g_turns"), ("D", "d_turns"))
+            if turns in state and int(state[turns]) > 0
+            for name, _ in getattr(self, player).named_parameters()
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+
+    def _now(self, setting: Any) -> float:
+        return value_at(setting, self.nimg, total_nimg=self.config.turns.total_nimg)
+
+    def _set_lr(self, optimizer: torch.optim.Optimizer, config: PlayerConfig) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self._now(config.lr)
+
+    @property
+    def _loss_scale(self) -> float:
+        # DDP averages gradients over ranks; with sums for losses this makes it the global mean,
+        # however unevenly the batch is split.
+        return self.world.size / self.config.turns.batch_size
+
+    def _my_latents(self, stream: str, turn: int) -> Float[Tensor, "n z"]:
+        batch_size = self.config.turns.batch_size
+        z = latents(
+            self.seed,
+            stream,
+            turn,
+            batch_size=batch_size,
+            latent_dim=self.config.generator.latent_dim,
+        )
+        return z[self.world.share(batch_size)].to(self.device, self.dtype)
+
+    def _pieces(self, turn: nn.Module, batch: Batch | None, z: Tensor) -> Iterator[tuple]:
+        """Splits a turn into micro-batches (real, z, labels, context); gradients are exchanged in the last."""
+        size = self.config.turns.micro_batch or len(z)
+        starts = range(0, len(z), size)
+        labels = None
+        if batch is not None and self.config.conditioning.name != "none":
+            assert batch.labels is not None
+            labels = batch.labels.to(self.device)
+        for start in starts:
+            piece = slice(start, start + size)
+            real = None if batch is None else self._to_unit_range(batch.samples[piece])
+            hold = isinstance(turn, DistributedDataParallel) and start != starts[-1]
+            sync = turn.no_sync() if hold else nullcontext()
+            yield real, z[piece], None if labels is None else labels[piece], sync
+
+    def _to_unit_range(self, samples: Shaped[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        """uint8 images to [-1, 1] on the device; vectors pass as they are."""
+        samples = samples.to(self.device, non_blocking=True)
+        if samples.dtype == torch.uint8:
+            return samples.to(self.dtype).div_(127.5).sub_(1)
+        return samples.to(self.dtype)
+
+    def _autocast(self, *, enabled: bool = True):
+        low = enabled and self.config.turns.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext()
+
+    def _distributed(self, turn: nn.Module) -> nn.Module:
+        if self.world.size == 1:
+            return turn
+        on_gpu = self.device.type == "cuda"
+        return DistributedDataParallel(
+            turn,
+            device_ids=[self.device] if on_gpu else None,
+            gradient_as_bucket_view=True,
+        )
+
+
+def _adam(player: nn.Module, config: PlayerConfig) -> torch.optim.Adam:
+    betas = (float(config.beta1), float(config.beta2))  # Adam refuses an integer 0
+    return torch.optim.Adam(player.parameters(), lr=1.0, betas=betas, eps=1e-8, foreach=True)

@@ -1,0 +1,47 @@
+"""training(): plays the game round by round and yields a Tick every so many images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gan.game import Batch, Game
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A report of the game: means over the images since the last one."""
+
+    nimg: int
+    seconds: float  # spent playing since the last tick; what the host does between ticks is not in it
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
+def play_round(game: Game, batches: Iterator[Batch]) -> None:
+    """`d_steps` turns of D, then `g_steps` turns of G. Every rank must call this."""
+    turns = game.config.turns
+    for _ in range(turns.d_steps):
+        game.d_turn(next(batches))
+    for _ in range(turns.g_steps):
+        game.g_turn(next(batches) if game.config.reals_in_g_turn else None)
+
+
+def training(
+    game: Game, batches: Iterator[Batch], *, until_nimg: int, tick_nimg: int
+) -> Iterator[Tick]:
+    """Plays until D has seen `until_nimg` images, and yields at every multiple of `tick_nimg` passed.
+
+    The host acts between ticks: logs, saves, stops. Where the ticks fall depends on nimg alone, so a
+    resumed game ticks where the undisturbed one would have. `batches` must stand at
+    `game.num_batches`. Every rank must run this, and take every tick.
+    """
+    while game.nimg < until_nimg:
+        started, first_nimg = time.perf_counter(), game.nimg
+        due = min((first_nimg // tick_nimg + 1) * tick_nimg, until_nimg)
+        while game.nimg < due:
+            play_round(game, batches)
+        scalars = game.means.take(game.world)
+        seconds = time.perf_counter() - started
+        scalars["speed/img_per_sec"] = (game.nimg - first_nimg) / seconds
+        yield Tick(game.nimg, seconds, scalars)

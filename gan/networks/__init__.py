@@ -1,0 +1,50 @@
+"""Builds the players from their configs; one file a family, and FAMILIES lists them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from gan.config import Conditioning, DiscriminatorConfig, GeneratorConfig, Sample
+from gan.networks import dcgan, mlp
+from gan.randomness import derive_seed
+
+
+class Family(Protocol):
+    """What a network family offers; `shape` is (channels, height, width) or (features,)."""
+
+    def generator(
+        self, config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int
+    ) -> nn.Module: ...
+
+    def discriminator(
+        self, config: DiscriminatorConfig, shape: tuple[int, ...], *, num_classes: int
+    ) -> nn.Module: ...
+
+
+FAMILIES: dict[str, Family] = {"dcgan": dcgan, "mlp": mlp}
+
+
+def build_generator(
+    config: GeneratorConfig, *, conditioning: Conditioning, sample: Sample, seed: int
+) -> nn.Module:
+    """G: latents (n, latent_dim) and labels (n,) or None to samples; images lie in [-1, 1].
+
+    Weights follow from `seed` alone, on the CPU in float32.
+    """
+    classes = sample.num_classes if conditioning != "none" else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init/generator", 0))
+        return FAMILIES[config.network].generator(config, sample.shape, num_classes=classes)
+
+
+def build_discriminator(
+    config: DiscriminatorConfig, *, conditioning: Conditioning, sample: Sample, seed: int
+) -> nn.Module:
+    """D: samples and labels (n,) or None to one logit each, (n,). Weights follow from `seed` alone."""
+    classes = sample.num_classes if conditioning != "none" else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init/discriminator", 0))
+        return FAMILIES[config.network].discriminator(config, sample.shape, num_classes=classes)

@@ -1,0 +1,92 @@
+"""The DCGAN family (Radford et al. 2016): strided 4x4 convolutions between 4x4 and the image's size."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gan.config import DiscriminatorConfig, GeneratorConfig
+from gan.networks.parts import LEAK, LabelledLatent, LogitHead, he_normal, normalization
+
+MAX_WIDENING = 8  # channels stop doubling at 8 x width, as in the paper's 64 px networks
+
+
+def channels_at(resolution: int, *, size: int, width: int) -> int:
+    """Channels of the features at a resolution: `width` at half the image's size, doubling downwards."""
+    return width * min(size // (2 * resolution), MAX_WIDENING)
+
+
+class Generator(nn.Module):
+    """Latent to image: a linear map to 4x4, then a transposed convolution per doubling; tanh at the end."""
+
+    def __init__(self, config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int):
+        super().__init__()
+        out_channels, size, _ = shape
+        self.latent = LabelledLatent(config.latent_dim, num_classes=num_classes)
+        self.first_channels = channels_at(4, size=size, width=config.width)
+        bias = config.norm == "none"  # a normalization's own shift makes another one redundant
+        self.to_4x4 = nn.Linear(self.latent.out_dim, self.first_channels * 16, bias=bias)
+        he_normal(self.to_4x4, fan_in=2 * self.latent.out_dim)
+        self.to_4x4_norm = normalization(config.norm, self.first_channels)
+        self.ups = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        channels, resolution = self.first_channels, 8
+        while resolution < size:
+            wider = channels_at(resolution, size=size, width=config.width)
+            self.ups.append(nn.ConvTranspose2d(channels, wider, 4, 2, 1, bias=bias))
+            he_normal(self.ups[-1], fan_in=4 * channels)
+            self.norms.append(normalization(config.norm, wider))
+            channels, resolution = wider, resolution * 2
+        self.to_image = nn.ConvTranspose2d(channels, out_channels, 4, 2, 1)
+        he_normal(self.to_image, fan_in=8 * channels)
+
+    def forward(
+        self, z: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None
+    ) -> Float[Tensor, "n c s s"]:
+        x = self.to_4x4(self.latent(z, labels)).view(-1, self.first_channels, 4, 4)
+        x = F.relu(self.to_4x4_norm(x))
+        for up, norm in zip(self.ups, self.norms, strict=True):
+            x = F.relu(norm(up(x)))
+        return self.to_image(x).tanh()
+
+
+class Discriminator(nn.Module):
+    """Image to logit: a strided convolution per halving down to 4x4, then linear."""
+
+    def __init__(self, config: DiscriminatorConfig, shape: tuple[int, ...], *, num_classes: int):
+        super().__init__()
+        in_channels, size, _ = shape
+        self.downs = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        channels, resolution = in_channels, size // 2
+        while resolution >= 4:
+            wider = channels_at(resolution, size=size, width=config.width)
+            norm = config.norm if self.downs else "none"  # the paper leaves D's first layer free
+            self.downs.append(nn.Conv2d(channels, wider, 4, 2, 1, bias=norm == "none"))
+            he_normal(self.downs[-1], fan_in=16 * channels, slope=LEAK if resolution < size // 2 else 1)
+            self.norms.append(normalization(norm, wider))
+            channels, resolution = wider, resolution // 2
+        self.head = LogitHead(channels * 16, num_classes=num_classes)
+
+    def forward(
+        self, images: Float[Tensor, "n c s s"], labels: Int64[Tensor, " n"] | None
+    ) -> Float[Tensor, " n"]:
+        x = images
+        for down, norm in zip(self.downs, self.norms, strict=True):
+            x = F.leaky_relu(norm(down(x)), LEAK)
+        return self.head(x.flatten(1), labels)
+
+
+def generator(
+    config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int
+) -> Generator:
+    """G for images of `shape`; `num_classes` 0 means unconditional."""
+    return Generator(config, shape, num_classes=num_classes)
+
+
+def discriminator(
+    config: DiscriminatorConfig, shape: tuple[int, ...], *, num_classes: int
+) -> Discriminator:
+    """D for images of `shape`; `num_classes` 0 means unconditional."""
+    return Discriminator(config, shape, num_classes=num_classes)

@@ -1,0 +1,106 @@
+"""Seeds to latents to images, and images to a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from gan.config import ConfigError
+from gan.randomness import public_labels, public_latents
+
+MAX_SEED = 2**32 - 1
+
+
+def to_uint8(images: Float[Tensor, "n *shape"]) -> UInt8[Tensor, "n *shape"]:
+    """Images in [-1, 1] to bytes, rounded to the nearest and clipped."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def images_of(
+    generator: nn.Module,
+    seeds: Sequence[int],
+    *,
+    latent_dim: int,
+    num_classes: int = 0,
+    labels: Sequence[int | None] | None = None,
+    truncation: Sequence[float] | float = 1.0,
+) -> UInt8[Tensor, "n c h w"]:
+    """One image for each public seed: the same seed, label and truncation give the same image.
+
+    `truncation` in [0, 1] scales the latent towards the mean one: less variety, safer images. Where
+    the generator is conditional and a label is None, the seed picks the class. Raises ConfigError for
+    values out of range.
+    """
+    psi = np.broadcast_to(np.asarray(truncation, dtype=np.float64), (len(seeds),))
+    _check(seeds, psi, labels=labels, num_classes=num_classes)
+    numbers = np.asarray(seeds, dtype=np.int64)
+    z = public_latents(numbers, latent_dim=latent_dim)
+    z = z * torch.from_numpy(psi.astype(np.float32))[:, None]
+    classes = None
+    if num_classes:
+        classes = public_labels(numbers, num_classes=num_classes)
+        for row, label in enumerate(labels or ()):
+            if label is not None:
+                classes[row] = label
+    # One image at a time: which kernel a batch takes depends on its size, and an image's last bits
+    # with it; a seed must not depend on what else was asked for.
+    first = next(generator.parameters())
+    rows = [
+        generator(
+            z[row : row + 1].to(first),
+            None if classes is None else classes[row : row + 1].to(first.device),
+        )
+        for row in range(len(z))
+    ]
+    return to_uint8(torch.cat(rows)).cpu()
+
+
+def _check(
+    seeds: Sequence[int],
+    psi: np.ndarray,
+    *,
+    labels: Sequence[int | None] | None,
+    num_classes: int,
+) -> None:
+    mistakes = []
+    if not seeds:
+        mistakes.append("at least one seed is needed, got none")
+    bad_seeds = [seed for seed in seeds if not 0 <= seed <= MAX_SEED]
+    if bad_seeds:
+        mistakes.append(f"seed must be between 0 and {MAX_SEED}, got {bad_seeds[0]}")
+    if not ((psi >= 0) & (psi <= 1)).all():
+        mistakes.append(f"truncation must be in [0, 1], got {psi[~((psi >= 0) & (psi <= 1))][0]}")
+    asked = [label for label in labels or () if label is not None]
+    if asked and num_classes == 0:
+        mistakes.append(f"this generator knows no labels, got label {asked[0]}")
+    elif bad := [label for label in asked if not 0 <= label < num_classes]:
+        mistakes.append(f"label must be between 0 and {num_classes - 1}, got {bad[0]}")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def grid(
+    images: UInt8[Tensor, "n c h w"], *, columns: int | None = None, border_px: int = 1
+) -> UInt8[np.ndarray, "height width c"]:
+    """Images side by side in rows of `columns` (about square where left out), dark lines between."""
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    step_y, step_x = height + border_px, width + border_px
+    page = np.full((rows * step_y + border_px, columns * step_x + border_px, channels), 32, np.uint8)
+    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top = border_px + index // columns * step_y
+        left = border_px + index % columns * step_x
+        page[top : top + height, left : left + width] = image
+    return page
+
+
+def fixed_labels(count: int, *, num_classes: int) -> Int64[Tensor, " n"] | None:
+    """Labels for a preview: the classes in turn, so that a grid shows each; None where there are none."""
+    return torch.arange(count) % num_classes if num_classes else None

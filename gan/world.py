@@ -1,0 +1,40 @@
+"""Who plays along: this process's rank, and which slice of the global batch is its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The group of processes that play one game together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> World:
+        """The default process group's world, or a world of one where there is no group."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that speaks to storage."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This rank's contiguous share of `count` items; shares differ by one item at most."""
+        small, larger = divmod(count, self.size)
+        start = self.rank * small + min(self.rank, larger)
+        return slice(start, start + small + (self.rank < larger))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all ranks, in place. Every rank must call this."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values

@@ -1,0 +1,58 @@
+"""The `forger` command: its verbs, and errors printed for people."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from gan.config import ConfigError
+
+VERBS = {  # the first line of help is kept here, so that `forger --help` imports none of them
+    "prepare": "Make checksummed shards of images.",
+    "train": "Train an experiment and register its best generator.",
+    "evaluate": "Judge a generator against a data set.",
+    "sample": "Draw images from a generator.",
+    "extractor": "Train a feature extractor on a data set of your own.",
+}
+
+
+class Verbs(click.Group):
+    """A group whose commands are the files of this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f"jobs.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="forger")
+def forger() -> None:
+    """G forges, D polices: distributed GAN training on Ray, tracked and registered in MLflow."""
+
+
+def main() -> None:
+    """Runs the command; the user's mistakes end with exit code 2 and no traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        forger(prog_name="forger")
+    except ConfigError as error:
+        one = len(error.mistakes) == 1
+        click.echo("error: " + ("" if one else f"{len(error.mistakes)} mistakes"), err=True, nl=not one)
+        for mistake in error.mistakes:
+            click.echo(mistake if one else f"  - {mistake}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""forger train: an experiment to a registered generator."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.experiment import Loaded
+    from pipeline.run import JournalLine
+    from pipeline.train import Trained
+
+COLUMNS = (  # heading, width, metric, format
+    ("img/s", 7, "speed/img_per_sec", "{:.0f}"),
+    ("d/loss", 8, "d/loss", "{:.4f}"),
+    ("g/loss", 8, "g/loss", "{:.4f}"),
+    ("value", 8, "game/value", "{:.4f}"),
+)
+
+
+@click.command("train")
+@click.argument("experiment", metavar="EXPERIMENT.toml", type=click.Path())
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Print the resolved experiment and start nothing.")
+@click.option("--again", is_flag=True, help="Where the run is complete, begin another beside it.")
+def command(experiment, overrides, dry_run, again) -> None:
+    """Train an experiment and register its best generator.
+
+    Overrides name settings as the file does: turns.total_kimg=100 cluster.workers=2. The same command
+    resumes a run that was stopped. Without RAY_ADDRESS a Ray of this machine's own is started;
+    without MLFLOW_TRACKING_URI tracking goes to a file beside the runs.
+    """
+    from pipeline.experiment import load_experiment
+
+    loaded = load_experiment(experiment, overrides)
+    if dry_run:
+        _print_resolved(loaded)
+        return
+    click.echo(f"{loaded.experiment.name}: loading torch, ray and mlflow")
+    from pipeline.train import TrainingError, train
+
+    screen = _Screen(loaded.experiment.turns.total_kimg)
+    try:
+        trained = train(loaded.experiment, screen.watcher(), again=again)
+    except TrainingError as error:
+        raise click.ClickException(f"{error}\nthe same command goes on from the last checkpoint") from error
+    _print_end(trained, [experiment, *overrides])
+
+
+def _print_resolved(loaded: Loaded) -> None:
+    """Every setting, with where each that is no default came from; then the data, checked against it."""
+    from gan.config import check_sample
+    from pipeline.dataset import open_shards
+
+    section = None
+    for key, value in loaded.experiment.flat().items():
+        head, _, last = key.partition(".")
+        if last and head != section:
+            section = head
+            click.echo(f"[{head}]")
+        source = next((s for k, s in loaded.sources.items() if f"{key}.".startswith(f"{k}.")), None)
+        shown = f"{last or key} = {_toml(value)}"
+        click.echo(f"{shown:<44}# {source}" if source else shown)
+    shards = open_shards(loaded.experiment.data.shards)
+    check_sample(loaded.experiment.game, shards.sample)
+    shape = " x ".join(map(str, shards.sample.shape))
+    click.echo(f"\n{shards.uri}: {shards.num_images} images of {shape}, digest {shards.digest[:12]}")
+
+
+def _toml(value: object) -> str:
+    if value is None:
+        return '"" (chosen by the run)'
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Screen:
+    """One aligned line a tick."""
+
+    def __init__(self, total_kimg: float):
+        self.total_kimg = total_kimg
+        self.started = time.monotonic()
+        self.first_nimg = 0
+        self.lines = 0
+
+    def watcher(self):
+        """The callbacks that the stage tells its progress to."""
+        from pipeline.train import Watcher
+
+        return Watcher(begun=self.begun, ticked=self.ticked, said=lambda text: click.echo(text))
+
+    def begun(self, run, url: str, nimg: int) -> None:
+        """Says where everything is."""
+        self.first_nimg = nimg
+        cluster = run.experiment.cluster
+        click.echo(f"run      {run.storage.uri}")
+        click.echo(f"tracking {url}")
+        verb = f"resuming at {nimg / 1000:.1f}" if nimg else "playing"
+        click.echo(f"{verb} of {self.total_kimg:g} kimg on {cluster.workers} worker(s)")
+
+    def ticked(self, line: JournalLine) -> None:
+        """Prints a tick."""
+        if self.lines % 20 == 0:
+            heads = "".join(f"{head:>{width}}" for head, width, _, _ in COLUMNS)
+            click.echo(f"{'kimg':>8}{'left':>7}{heads}  score")
+        self.lines += 1
+        cells = "".join(
+            f"{form.format(line.metrics[name]) if name in line.metrics else '':>{width}}"
+            for _, width, name, form in COLUMNS
+        )
+        scores = "  ".join(
+            f"{name.removeprefix('score/')} {value:.4g}"
+            for name, value in line.metrics.items()
+            if name.startswith("score/")
+        )
+        speed = line.metrics["speed/img_per_sec"]
+        left = (self.total_kimg * 1000 - line.nimg) / speed
+        click.echo(f"{line.nimg / 1000:>8.1f}{_clock(left):>7}{cells}  {scores}".rstrip())
+
+
+def _clock(seconds: float) -> str:
+    minutes, sec = divmod(round(max(0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{sec:02}s"
+
+
+def _print_end(trained: Trained, arguments: list[str]) -> None:
+    if not trained.finished:
+        click.echo(f"stopped at {trained.nimg / 1000:.1f} kimg; to go on: forger train {' '.join(arguments)}")
+        return
+    registered, run = trained.registered, trained.run
+    assert registered is not None
+    best = run.best()
+    assert best is not None
+    scores = ", ".join(f"{k.removeprefix('score/')} {v:.4g}" for k, v in best.card.scores.items())
+    state = "champion" if registered.champion else "candidate; the champion stays"
+    known = ", the same weights as before" if registered.known else ""
+    click.echo(f"\ncomplete at {trained.nimg / 1000:.1f} kimg; best at {best.card.nimg / 1000:.1f} kimg: {scores}")
+    click.echo(f"model    {registered.uri} ({state}{known})")
+    click.echo(f"samples  {run.storage.path(best.folder)}/samples.png")
+    click.echo(f"look     {trained.mlflow_url}")
+    alias = "champion" if registered.champion else "candidate"
+    click.echo(f"draw     forger sample models:/{registered.model}@{alias} -n 64 --seed 0 -o grid.png")

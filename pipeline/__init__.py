@@ -1,0 +1,1 @@
+"""From images to a champion: stages are verbs, doors to vendors are nouns."""

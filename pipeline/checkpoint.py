@@ -1,0 +1,97 @@
+"""Game state to files and back: safetensors for the tensors, JSON for the rest, checksummed, published whole.
+
+A checkpoint is a folder named after its nimg. Its manifest is published last, so a checkpoint either is
+whole or does not exist; the old ones go only after the new one stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+FOLDER = "checkpoints"
+TENSORS = "game.safetensors"
+MANIFEST = "checkpoint.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All that resuming needs."""
+
+    nimg: int
+    state: dict[str, Tensor]
+
+
+def latest_checkpoint(storage: Folder) -> Checkpoint | None:
+    """The newest checkpoint that is whole and undamaged; damaged ones are passed over, and named in the log."""
+    for manifest in sorted(_manifests(storage), reverse=True):
+        try:
+            return _read(storage, manifest)
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            log.warning("passed over the damaged checkpoint %s: %s", storage.path(manifest).parent, error)
+    return None
+
+
+def newest_nimg(storage: Folder) -> int:
+    """The nimg of the newest checkpoint, by its name alone; 0 where there is none."""
+    return max((int(name.split("/")[-2]) for name in _manifests(storage)), default=0)
+
+
+def _manifests(storage: Folder) -> list[str]:
+    return [name for name in storage.names(FOLDER) if name.endswith(f"/{MANIFEST}")]
+
+
+def _read(storage: Folder, manifest: str) -> Checkpoint:
+    record = json.loads(storage.read(manifest))
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {record['schema']}, not {SCHEMA}")
+    data = storage.read(manifest.replace(MANIFEST, TENSORS))
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise ValueError(f"the sha256 of {TENSORS} differs from the manifest")
+    return Checkpoint(record["nimg"], safetensors.torch.load(data))
+
+
+class CheckpointWriter:
+    """Publishes checkpoints in the background, one at a time, and keeps the newest `keep`."""
+
+    def __init__(self, storage: Folder, *, keep: int):
+        self._storage, self._keep = storage, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def publish(self, nimg: int, state: dict[str, Tensor]) -> None:
+        """Takes a copy of `state` at once and publishes it while the game goes on.
+
+        Waits for the one before; raises its error where that failed.
+        """
+        self.wait()
+        copy = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        self._last = self._thread.submit(self._write, nimg, copy)
+
+    def wait(self) -> None:
+        """Returns once everything published stands on storage; raises what went wrong there."""
+        if self._last is not None:
+            self._last.result()
+            self._last = None
+
+    def _write(self, nimg: int, state: dict[str, Tensor]) -> None:
+        folder = f"{FOLDER}/{nimg:012d}"
+        data = safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
+        self._storage.write(f"{folder}/{TENSORS}", data)
+        record = {"schema": SCHEMA, "nimg": nimg, "sha256": hashlib.sha256(data).hexdigest()}
+        self._storage.write(f"{folder}/{MANIFEST}", json.dumps(record).encode())
+        for old in sorted(_manifests(self._storage))[: -self._keep]:
+            self._storage.delete(old)  # the manifest first: what is left is no checkpoint any more
+            self._storage.delete(old.replace(MANIFEST, TENSORS))

@@ -1,0 +1,38 @@
+"""A generator by the names that people use: a registry URI, a run, or a snapshot's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gan.config import ConfigError
+from pipeline.run import RECORD, Run
+from pipeline.snapshot import CARD, Snapshot, read_snapshot
+from pipeline.storage import Folder
+
+
+def find_generator(name: str, *, storage: str) -> Snapshot:
+    """The generator that `name` means; runs and the local registry are looked for below `storage`.
+
+    Raises ConfigError where there is none.
+    """
+    if name.startswith("models:/"):
+        from pipeline.registry import load_registered
+        from pipeline.tracking import backend
+
+        return load_registered(backend(storage), name)
+    for path in (Path(name), Path(storage) / name):
+        if (path / CARD).is_file():
+            return read_snapshot(Folder(path.parent), path.name)
+        if (path / RECORD).is_file():
+            run = Run.at(Folder(path))
+            best = run.best()
+            if best is None:
+                raise ConfigError([f"run {name} has no snapshot yet; it is judged first at "
+                                   f"{run.experiment.evaluate_nimg / 1000:g} kimg"])  # fmt: skip
+            return read_snapshot(run.storage, best.folder)
+    raise ConfigError(
+        [
+            f"MODEL must be models:/NAME@champion, models:/NAME/VERSION, a run below {storage}, or the folder "
+            f"of a snapshot, got {name!r}"
+        ]
+    )

@@ -1,0 +1,27 @@
+"""Images to PNG bytes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from gan.sampling import grid
+
+MIN_CELL_PX = 48  # smaller images are enlarged by a whole factor, so that a person can see them
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 (h, w, c) with 1 or 3 channels as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def grid_png(images: Tensor, *, columns: int | None = None) -> bytes:
+    """uint8 images (n, c, h, w) side by side as a PNG, pixels enlarged where they are few."""
+    factor = max(1, MIN_CELL_PX // images.shape[-1])
+    large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return png(grid(large, columns=columns))

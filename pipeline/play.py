@@ -1,0 +1,183 @@
+"""The core of a run, the same under every adapter: play, judge, journal, checkpoint, resume.
+
+Knows neither Ray nor MLflow. Everything that outlives it is in the run's folder; what the outside
+world wants of it is said there too (a stop request).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from gan.game import Game
+from gan.loop import Tick, training
+from gan.sampling import fixed_labels, images_of
+from gan.world import World
+from pipeline.checkpoint import CheckpointWriter, latest_checkpoint
+from pipeline.dataset import ShardSet
+from pipeline.evaluate import Judge
+from pipeline.extractors import load_extractor
+from pipeline.loader import batches
+from pipeline.pictures import grid_png
+from pipeline.run import GRID, SNAPSHOTS, JournalLine, JournalWriter, Run, now_ms
+from pipeline.shards import ShardReader
+from pipeline.snapshot import CARD, TENSORS, SnapshotCard, write_snapshot
+
+PREVIEW_IMAGES = 64
+
+
+class DivergedError(Exception):
+    """The game is lost: a loss is no longer a number. Every rank raises it at the same tick."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How far the game came, and whether that is the end."""
+
+    nimg: int
+    finished: bool
+
+
+def play(run: Run, shards: ShardSet, *, device: torch.device | str = "cpu") -> Outcome:
+    """Plays `run` from its newest checkpoint to its end, or to the next tick after a stop request.
+
+    Every rank of the default process group must call this (or one process where there is no group);
+    rank 0 alone writes to the run's folder.
+    """
+    experiment, world = run.experiment, World.current()
+    game = Game(experiment.game, shards.sample, seed=experiment.seed, device=device)
+    checkpoint = latest_checkpoint(run.storage)
+    if checkpoint is not None:
+        game.load_state_dict(checkpoint.state)
+    host = _Host(run, shards, game, device=device)
+    stream = batches(
+        ShardReader(shards),
+        seed=experiment.seed,
+        batch_size=experiment.turns.batch_size,
+        first_batch=game.num_batches,
+        world=world,
+    )
+    total, before = experiment.turns.total_nimg, game.nimg
+    stopped = False
+    for tick in training(game, stream, until_nimg=total, tick_nimg=experiment.tick_nimg):
+        _check_finite(tick)
+        ends = tick.nimg >= total
+        judged = ends or _due(before, tick.nimg, experiment.evaluate_nimg)
+        host.report(tick, judged=judged)
+        stopped = _any(world, world.is_first and run.stop_requested)
+        if ends or stopped or _due(before, tick.nimg, experiment.checkpoint_nimg):
+            host.save()
+        before = tick.nimg
+        if stopped:
+            break
+    host.close()
+    return Outcome(game.nimg, finished=game.nimg >= total)
+
+
+def _check_finite(tick: Tick) -> None:
+    lost = {name: value for name, value in tick.scalars.items() if not math.isfinite(value)}
+    if lost:
+        name, value = next(iter(lost.items()))
+        raise DivergedError(
+            f"the game diverged: {name} is {value} at {tick.nimg / 1000:.1f} kimg; lower generator.lr and "
+            f"discriminator.lr, or raise objective.r1_gamma"
+        )
+
+
+def _due(before: int, now: int, every: int) -> bool:
+    return now // every > before // every
+
+
+def _any(world: World, mine: bool) -> bool:
+    """Whether any rank says so. Every rank must call this."""
+    if world.size == 1:
+        return mine
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    return bool(world.sum(torch.tensor(float(mine), device=device)).item())
+
+
+class _Host:
+    """What happens between ticks: evaluation on all ranks, files on rank 0."""
+
+    def __init__(self, run: Run, shards: ShardSet, game: Game, *, device: torch.device | str):
+        self.run, self.game = run, game
+        self.experiment = run.experiment
+        extractor = load_extractor(self.experiment.evaluate.extractor, shards.sample.shape)
+        self.judge = Judge(extractor, shards, device=device)
+        self.first = game.world.is_first
+        self.shards = shards
+        if self.first:
+            self.journal = JournalWriter(run)
+            self.checkpoints = CheckpointWriter(run.storage, keep=self.experiment.checkpoint.keep)
+
+    def report(self, tick: Tick, *, judged: bool) -> None:
+        """Journals the tick; where it is due, judges G_ema and keeps it. Every rank must call this."""
+        metrics, picture = dict(tick.scalars), None
+        if judged:
+            score = self.judge.score(
+                self.game.G_ema,
+                latent_dim=self.experiment.generator.latent_dim,
+                conditioning=self.experiment.conditioning.name,
+                images=self.experiment.evaluate.images,
+            )
+            metrics |= score.metrics
+            if self.first:
+                picture = self._keep_snapshot(tick.nimg, score.metrics)
+        if self.first:
+            self.journal.add(JournalLine(tick.nimg, now_ms(), tick.seconds, metrics, picture))
+
+    def save(self) -> None:
+        """Publishes a checkpoint in the background. Rank 0 does; the others have nothing to do."""
+        if self.first:
+            self.checkpoints.publish(self.game.nimg, self.game.state_dict())
+            self.journal.roll()
+
+    def close(self) -> None:
+        """Waits for what is still being published."""
+        if self.first:
+            self.checkpoints.wait()
+
+    def _keep_snapshot(self, nimg: int, scores: dict[str, float]) -> str:
+        folder = f"{SNAPSHOTS}/{nimg:012d}"
+        sample = self.shards.sample
+        conditional = self.experiment.conditioning.name != "none"
+        classes = self.shards.num_classes if conditional else 0
+        labels = fixed_labels(PREVIEW_IMAGES, num_classes=classes)
+        images = images_of(
+            self.game.G_ema,
+            range(PREVIEW_IMAGES),
+            latent_dim=self.experiment.generator.latent_dim,
+            num_classes=classes,
+            labels=None if labels is None else labels.tolist(),
+        )
+        self.run.storage.write(f"{folder}/{GRID}", grid_png(images))
+        card = SnapshotCard(
+            nimg=nimg,
+            generator=self.experiment.generator,
+            conditioning=self.experiment.conditioning.name,
+            sample=sample,
+            classes=self.shards.classes if conditional else (),
+            scores=scores,
+            lineage={
+                "run_id": self.run.id,
+                "run_name": self.run.name,
+                "experiment": self.experiment.to_dict(),
+                "data_digest": self.shards.digest,
+                "seed": self.experiment.seed,
+                **self.run.lineage,
+            },
+        )
+        write_snapshot(self.run.storage, folder, card, self.game.G_ema)
+        self._drop_old_snapshots(folder)
+        return f"{folder}/{GRID}"
+
+    def _drop_old_snapshots(self, newest: str) -> None:
+        """Keeps the weights of the newest and the best; pictures stay."""
+        best = self.run.best()
+        for kept in self.run.snapshots():
+            if kept.folder not in (newest, best and best.folder):
+                self.run.storage.delete(f"{kept.folder}/{CARD}")
+                self.run.storage.delete(f"{kept.folder}/{TENSORS}")
+

@@ -1,0 +1,214 @@
+"""A run in MLflow: params, metrics, pictures, lineage; shipped from the run's journal, never by a worker.
+
+The driver ships; the workers only journal. So a slow or dead tracking server cannot hold training up,
+and a run that was resumed continues its MLflow run without gaps or doubles: a line is sent once, with
+its time fixed when it was journalled, and MLflow takes the same point twice as one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gan.config import ConfigError
+from pipeline.run import JournalLine, Run
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+# Before mlflow is imported: its own defaults keep a caller waiting 247 s for a dead server.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+REACH_SEC = 5
+SHIPPED = "shipped.json"
+PICTURES = "samples"
+MAX_PARAM = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where MLflow is: a server's address, or a database beside the runs."""
+
+    uri: str
+    artifacts: str | None  # None where the server decides
+
+
+def backend(storage: str) -> Backend:
+    """MLFLOW_TRACKING_URI, or a SQLite file and a folder of artifacts below `storage`.
+
+    Raises ConfigError where a server is named that does not answer.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        root = Folder(storage).root
+        root.mkdir(parents=True, exist_ok=True)
+        return Backend(f"sqlite:///{root / 'mlflow.db'}", (root / "mlartifacts").as_uri())
+    if urlsplit(uri).scheme in ("http", "https"):
+        _reach(uri)
+    elif not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
+        raise ConfigError(
+            [f"MLFLOW_TRACKING_URI must be http(s)://... or a database such as sqlite:///..., got {uri!r}"]
+        )
+    local = uri.startswith("sqlite:///")
+    return Backend(uri, (Folder(storage).root / "mlartifacts").as_uri() if local else None)
+
+
+def _reach(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SEC):
+            return
+    except urllib.error.HTTPError:
+        return  # something answers; what it thinks of us is said by the first real call
+    except (OSError, ValueError, socket.timeout) as error:
+        reason = getattr(error, "reason", error)
+        raise ConfigError(
+            [f"MLFLOW_TRACKING_URI = {uri!r} does not answer within {REACH_SEC} s ({reason}); "
+             f"start the server, or unset the variable to track into a local file"]
+        ) from None  # fmt: skip
+
+
+class Tracker:
+    """One run's end of MLflow. One process a run has it: the driver."""
+
+    def __init__(self, where: Backend, run: Run):
+        import mlflow
+        from mlflow import MlflowClient
+
+        self.where, self.run = where, run
+        self._mlflow = mlflow
+        self.client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
+        self.experiment_id = self._experiment_id()
+        self.run_id = self._find_run() or self._create_run()
+        self.client.update_run(self.run_id, status="RUNNING")
+        self._shipped = self._read_shipped()
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self.run.experiment.tracking.experiment or self.run.experiment.name
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self.client.create_experiment(name, artifact_location=self.where.artifacts)
+            except MlflowException:  # somebody else was faster
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise ConfigError(
+                [f"MLflow's experiment {name!r} was deleted; restore it, or set tracking.experiment"]
+            )
+        return found.experiment_id
+
+    def _find_run(self) -> str | None:
+        found = self.client.search_runs(
+            [self.experiment_id], filter_string=f"tags.`forger.run_id` = '{self.run.id}'", max_results=1
+        )
+        return found[0].info.run_id if found else None
+
+    def _create_run(self) -> str:
+        lineage = self.run.lineage
+        tags = {
+            "forger.run_id": self.run.id,
+            "forger.kind": "train",
+            "forger.data_digest": self.run.data_digest,
+            "forger.experiment_digest": self.run.experiment.digest,
+            "forger.folder": self.run.storage.uri,
+            **({"mlflow.source.git.commit": lineage["commit"]} if lineage.get("commit") else {}),
+            **{f"forger.package.{name}": v for name, v in lineage["packages"].items()},
+        }
+        created = self.client.create_run(self.experiment_id, tags=tags, run_name=self.run.name)
+        run_id = created.info.run_id
+        from mlflow.entities import Param
+
+        params = [Param(k, str(v)[:MAX_PARAM]) for k, v in self.run.experiment.flat().items()]
+        self.client.log_batch(run_id, params=params)
+        self.client.log_dict(run_id, self.run.experiment.to_dict(), "experiment.json")
+        self.client.log_dict(run_id, lineage, "lineage.json")
+        return run_id
+
+    def _read_shipped(self) -> int:
+        if not self.run.storage.exists(SHIPPED):
+            return -1
+        record = json.loads(self.run.storage.read(SHIPPED))
+        return int(record["nimg"]) if record["mlflow_run_id"] == self.run_id else -1
+
+    def ship(self, lines: list[JournalLine]) -> None:
+        """Sends journal lines that were not sent yet, metrics in one call, then their pictures."""
+        from mlflow.entities import Metric
+
+        fresh = [line for line in lines if line.nimg > self._shipped]
+        if not fresh:
+            return
+        metrics = [
+            Metric(name, value, line.time_ms, line.nimg)
+            for line in fresh
+            for name, value in line.metrics.items()
+            if math.isfinite(value)
+        ]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        self._ship_pictures(fresh)
+        self._shipped = fresh[-1].nimg
+        record = {"nimg": self._shipped, "mlflow_run_id": self.run_id}
+        self.run.storage.write(SHIPPED, json.dumps(record).encode())
+
+    def _ship_pictures(self, lines: list[JournalLine]) -> None:
+        wanted = [line for line in lines if line.picture is not None]
+        if not wanted:
+            return
+        # log_image names its files anew each time, so a repeated call would double the slider's tick.
+        listed = self.client.list_artifacts(self.run_id, "images")
+        there = {_step_of(Path(file.path).name) for file in listed}
+        for line in wanted:
+            if line.nimg not in there:
+                import numpy as np
+                from PIL import Image
+
+                with Image.open(self.run.storage.path(str(line.picture))) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                self.client.log_image(
+                    self.run_id, pixels, key=PICTURES, step=line.nimg, timestamp=line.time_ms
+                )
+
+    def finish(self, status: str, *, metrics: dict[str, float] | None = None) -> None:
+        """Ends MLflow's run as FINISHED, FAILED or KILLED (stopped, can be resumed)."""
+        now = int(time.time() * 1000)
+        for name, value in (metrics or {}).items():
+            self.client.log_metric(self.run_id, name, value, timestamp=now)
+        self.client.set_terminated(self.run_id, status=status)
+
+    def tag(self, tags: dict[str, Any]) -> None:
+        """Sets tags of MLflow's run."""
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, str(value))
+
+    @property
+    def url(self) -> str:
+        """What to open in a browser, or the command that serves it."""
+        if self.where.uri.startswith("http"):
+            return (
+                f"{self.where.uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+                "?workflowType=machine_learning"
+            )
+        return f"mlflow ui --backend-store-uri {self.where.uri}"
+
+
+def _step_of(file_name: str) -> int | None:
+    """The step in the name that log_image gives: key%step%1000%timestamp%...; None for other files."""
+    parts = file_name.replace("+", "%").split("%")
+    return int(parts[2]) if len(parts) > 2 and parts[1] == "step" and parts[2].isdigit() else None
