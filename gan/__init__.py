@@ -1,1 +1,3 @@
-"""The game itself: two players, their rules and their judges, in PyTorch, NumPy and the standard library."""
+"""The game itself: two players, their rules and their judges, in PyTorch, NumPy and the standard
+library.
+"""

@@ -1,4 +1,6 @@
-"""Every dial of the game as frozen dataclasses; imports no torch, so that help and dry runs stay instant."""
+"""Every dial of the game as frozen dataclasses; imports no torch, so that help and dry runs stay
+instant.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def check(*rules: tuple[bool, str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """A value that moves with the images seen: from `start` to `end` over `over_kimg`, then constant.
+    """A value that moves with the images seen: from `start` to `end` over `over_kimg`, then
+    constant.
 
     `over_kimg` left out means the whole run. Cosine is half a period: flat at both ends.
     """
@@ -103,7 +106,7 @@ class PlayerConfig:
                 self.norm == "none" or self.network == "dcgan",
                 f"norm = '{self.norm}' is for network = 'dcgan' only; an mlp plays without",
             ),
-            (0 < low and high < math.inf, f"lr must be > 0 and finite, got {_shown(self.lr)}"),
+            (low > 0 and high < math.inf, f"lr must be > 0 and finite, got {_shown(self.lr)}"),
             (0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}"),
             (0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}"),
         )
@@ -113,8 +116,8 @@ class PlayerConfig:
 class GeneratorConfig(PlayerConfig):
     """The counterfeiter G: latent z (and label) to an image.
 
-    norm = "batch" is the classic DCGAN; its statistics are per worker, so it is the one choice that
-    ties the trajectory to the number of workers.
+    norm = "batch" is the classic DCGAN; its statistics are per worker, so it is the one choice
+    that ties the trajectory to the number of workers.
     """
 
     norm: Norm = "group"
@@ -134,9 +137,9 @@ class DiscriminatorConfig(PlayerConfig):
 class ObjectiveConfig:
     """What each player descends, and the gradient penalties that keep D smooth.
 
-    r1_gamma weighs gamma/2 E|grad D(x)|^2 on reals, r2_gamma the same on fakes (Mescheder et al. 2018,
-    eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). Every `penalty_interval`-th D turn pays
-    them, times the interval, so that their mean strength does not depend on it.
+    r1_gamma weighs gamma/2 E|grad D(x)|^2 on reals, r2_gamma the same on fakes (Mescheder et al.
+    2018, eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). Every `penalty_interval`-th D
+    turn pays them, times the interval, so that their mean strength does not depend on it.
     """
 
     name: ObjectiveName = "relativistic"
@@ -147,11 +150,11 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check(
             (
-                0 <= _bounds(self.r1_gamma)[0] and _bounds(self.r1_gamma)[1] < math.inf,
+                _bounds(self.r1_gamma)[0] >= 0 and _bounds(self.r1_gamma)[1] < math.inf,
                 f"r1_gamma must be >= 0 and finite, got {_shown(self.r1_gamma)}",
             ),
             (
-                0 <= _bounds(self.r2_gamma)[0] and _bounds(self.r2_gamma)[1] < math.inf,
+                _bounds(self.r2_gamma)[0] >= 0 and _bounds(self.r2_gamma)[1] < math.inf,
                 f"r2_gamma must be >= 0 and finite, got {_shown(self.r2_gamma)}",
             ),
             (
@@ -213,8 +216,9 @@ class TurnsConfig:
 class EmaConfig:
     """The moving average of G that is judged, sampled and promoted.
 
-    Half-life in thousands of images; 0 means G_ema = G. The half-life is never longer than `ramp_up`
-    times the images seen, so that early averages forget the start (as StyleGAN2-ADA does).
+    Half-life in thousands of images; 0 means G_ema = G. The half-life is never longer than
+    `ramp_up` times the images seen, so that early averages forget the start (as StyleGAN2-ADA
+    does).
     """
 
     half_life_kimg: float = 10.0
@@ -235,7 +239,9 @@ class EmaConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GameConfig:
-    """The rules of one game, complete: all that the weights depend on besides the data and the seed."""
+    """The rules of one game, complete: all that the weights depend on besides the data and the
+    seed.
+    """
 
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

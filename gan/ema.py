@@ -10,7 +10,7 @@ from torch import nn
 from gan.config import EmaConfig
 
 
-def decay(config: EmaConfig, *, new_images: int, nimg: int) -> float:
+def decay(config: EmaConfig, *, new_images: float, nimg: int) -> float:
     """The weight that the old average keeps after `new_images` images, at `nimg` images in all.
 
     After one half-life it is 1/2; half-life 0 keeps nothing, so that G_ema = G.

@@ -35,7 +35,9 @@ class Extractor:
 
 
 class Pixels(nn.Module):
-    """The image itself, averaged down to 8x8; vectors as they are. Blind to fine detail, sees lost modes."""
+    """The image itself, averaged down to 8x8; vectors as they are. Blind to fine detail, sees lost
+    modes.
+    """
 
     def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n d"]:
         if x.ndim == 4 and x.shape[2] > POOLED_PX:

@@ -25,14 +25,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """This rank's share of one global batch: uint8 images (n, c, h, w) or float vectors (n, d); labels (n,)."""
+    """This rank's share of one global batch: uint8 images (n, c, h, w) or float vectors (n, d);
+    labels (n,).
+    """
 
     samples: Shaped[Tensor, "n *shape"]
     labels: Int64[Tensor, " n"] | None = None
 
 
 class DTurn(nn.Module):
-    """D and its loss as one module, so that DDP sees one forward for each backward, penalties included."""
+    """D and its loss as one module, so that DDP sees one forward for each backward, penalties
+    included.
+    """
 
     def __init__(self, discriminator: nn.Module, config: ObjectiveConfig):
         super().__init__()
@@ -75,7 +79,9 @@ class DTurn(nn.Module):
 
 
 class GTurn(nn.Module):
-    """G and its loss as one module. The opponent is not part of it: DDP must not exchange D's gradients."""
+    """G and its loss as one module. The opponent is not part of it: DDP must not exchange D's
+    gradients.
+    """
 
     def __init__(self, generator: nn.Module, opponent: nn.Module, config: ObjectiveConfig):
         super().__init__()
@@ -130,8 +136,8 @@ class Means:
 class Game:
     """G against D on `sample`-shaped data. Every rank builds one; DDP keeps their weights equal.
 
-    With a default process group of more than one rank, each player is wrapped in DDP. Batches given to
-    the turns are this rank's `world.share(batch_size)` of the global batch.
+    With a default process group of more than one rank, each player is wrapped in DDP. Batches
+    given to the turns are this rank's `world.share(batch_size)` of the global batch.
     """
 
     def __init__(
@@ -175,7 +181,9 @@ class Game:
         return self.d_turns + self.g_turns * self.config.reals_in_g_turn
 
     def d_turn(self, batch: Batch) -> None:
-        """D's turn: one step against fakes that G makes without learning. Every rank must call this."""
+        """D's turn: one step against fakes that G makes without learning. Every rank must call
+        this.
+        """
         objective, turn = self.config.objective, self.d_turns
         due = objective.penalized and turn % objective.penalty_interval == 0
         gammas = [
@@ -253,10 +261,15 @@ class Game:
         for player, optimizer in (("G", self.G_optimizer), ("D", self.D_optimizer)):
             for name, parameter in getattr(self, player).named_parameters():
                 prefix = f"{player}_optimizer/{name}/"
-                saved = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-                # Adam counts steps in a CPU tensor whatever the parameter's device.
+                saved = {
+                    k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+                }
                 optimizer.state[parameter] = {
-                    key: value.clone().to("cpu" if key == "step" else self.device)
+                    # Adam counts steps in a CPU tensor; its moments lie in memory as the parameter
+                    # does.
+                    key: value.clone()
+                    if key == "step"
+                    else torch.empty_like(parameter).copy_(value)
                     for key, value in saved.items()
                 }
         self.d_turns, self.g_turns = int(state["d_turns"]), int(state["g_turns"])
@@ -296,7 +309,9 @@ class Game:
         return z[self.world.share(batch_size)].to(self.device, self.dtype)
 
     def _pieces(self, turn: nn.Module, batch: Batch | None, z: Tensor) -> Iterator[tuple]:
-        """Splits a turn into micro-batches (real, z, labels, context); gradients are exchanged in the last."""
+        """Splits a turn into micro-batches (real, z, labels, context); gradients are exchanged in
+        the last.
+        """
         size = self.config.turns.micro_batch or len(z)
         starts = range(0, len(z), size)
         labels = None
@@ -313,6 +328,8 @@ class Game:
     def _to_unit_range(self, samples: Shaped[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """uint8 images to [-1, 1] on the device; vectors pass as they are."""
         samples = samples.to(self.device, non_blocking=True)
+        if samples.ndim == 4:
+            samples = samples.contiguous(memory_format=torch.channels_last)
         if samples.dtype == torch.uint8:
             return samples.to(self.dtype).div_(127.5).sub_(1)
         return samples.to(self.dtype)

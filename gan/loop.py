@@ -14,7 +14,9 @@ class Tick:
     """A report of the game: means over the images since the last one."""
 
     nimg: int
-    seconds: float  # spent playing since the last tick; what the host does between ticks is not in it
+    seconds: (
+        float  # spent playing since the last tick; what the host does between ticks is not in it
+    )
     scalars: dict[str, float] = field(default_factory=dict)
 
 
@@ -30,10 +32,11 @@ def play_round(game: Game, batches: Iterator[Batch]) -> None:
 def training(
     game: Game, batches: Iterator[Batch], *, until_nimg: int, tick_nimg: int
 ) -> Iterator[Tick]:
-    """Plays until D has seen `until_nimg` images, and yields at every multiple of `tick_nimg` passed.
+    """Plays until D has seen `until_nimg` images, and yields at every multiple of `tick_nimg`
+    passed.
 
-    The host acts between ticks: logs, saves, stops. Where the ticks fall depends on nimg alone, so a
-    resumed game ticks where the undisturbed one would have. `batches` must stand at
+    The host acts between ticks: logs, saves, stops. Where the ticks fall depends on nimg alone, so
+    a resumed game ticks where the undisturbed one would have. `batches` must stand at
     `game.num_batches`. Every rank must run this, and take every tick.
     """
     while game.nimg < until_nimg:

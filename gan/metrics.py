@@ -1,7 +1,7 @@
 """How far generated images are from real ones: Frechet distance and KID, from moments that add up.
 
-Both are functions of sums over images, so that workers judge their own share and reduce once; features
-are never gathered. Everything is float64: the sums cancel.
+Both are functions of sums over images, so that workers judge their own share and reduce once;
+features are never gathered. Everything is float64: the sums cancel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ MAX_KID_DIM = 256  # the third moment holds dim^3 numbers
 
 @dataclass(slots=True)
 class FeatureMoments:
-    """Sums over images of the powers of their features x: 1, x, x x', x x' x', and the kernel's k(x, x)."""
+    """Sums over images of the powers of their features x: 1, x, x x', x x' x', and the kernel's
+    k(x, x).
+    """
 
     count: Float64[Tensor, ""]
     first: Float64[Tensor, " d"]
@@ -82,12 +84,14 @@ class FeatureMoments:
 
 
 def frechet_distance(fake: FeatureMoments, real: FeatureMoments) -> float:
-    """|m_f - m_r|^2 + tr(C_f + C_r - 2 (C_f C_r)^(1/2)), Dowson & Landau 1982; Heusel et al. 2017, eq. 6.
+    """|m_f - m_r|^2 + tr(C_f + C_r - 2 (C_f C_r)^(1/2)), Dowson & Landau 1982; Heusel et al. 2017,
+    eq. 6.
 
-    The trace of the root is the sum of the roots of the eigenvalues of R' C_f R with C_r = R R', which
-    stays symmetric and needs no invertible C_r. It is the plug-in value: biased upwards by O(1 / count),
-    and by less for generators with little spread. Raises ValueError for fewer than two images a side, and
-    where a feature was not finite (the sums tell, so every rank raises alike).
+    The trace of the root is the sum of the roots of the eigenvalues of R' C_f R with C_r = R R',
+    which stays symmetric and needs no invertible C_r. It is the plug-in value: biased upwards by
+    O(1 / count), and by less for generators with little spread. Raises ValueError for fewer than
+    two images a side, and where a feature was not finite (the sums tell, so every rank raises
+    alike).
     """
     _check_countable(fake, real)
     cov_fake, cov_real = fake.covariance, real.covariance
@@ -118,7 +122,9 @@ def kid(fake: FeatureMoments, real: FeatureMoments) -> float | None:
 def _check_countable(*sides: FeatureMoments) -> None:
     for side in sides:
         if side.count.item() < 2:
-            raise ValueError(f"a distance needs at least 2 images a side, got {side.count.item():.0f}")
+            raise ValueError(
+                f"a distance needs at least 2 images a side, got {side.count.item():.0f}"
+            )
         if not torch.isfinite(side.kernel_diagonal):
             raise ValueError("features must be finite, got NaN or infinity from the extractor")
 

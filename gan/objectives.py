@@ -1,7 +1,7 @@
 """What each player descends, per sample, from logits; a new objective is one entry of OBJECTIVES.
 
-Logits are D's scores before the sigmoid: D(x) = sigmoid(logit). Every loss is written with softplus,
-log sigmoid(t) = -softplus(-t), so that nothing overflows.
+Logits are D's scores before the sigmoid: D(x) = sigmoid(logit). Every loss is written with
+softplus, log sigmoid(t) = -softplus(-t), so that nothing overflows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Objective:
 
     d_loss: Callable[[Logits, Logits], Logits]
     g_loss: Callable[[Logits, Logits], Logits]
-    value: Callable[[Logits, Logits], Logits]  # what D maximizes; -log 4 when D can only toss a coin
+    value: Callable[
+        [Logits, Logits], Logits
+    ]  # what D maximizes; -log 4 when D can only toss a coin
     pairs: bool = False  # whether G's loss looks at reals too
 
 
@@ -48,7 +50,9 @@ def _nonsaturating_g(real: Logits, fake: Logits) -> Logits:
 
 
 def _relativistic_d(real: Logits, fake: Logits) -> Logits:
-    """-log sigmoid(D(x_i) - D(G(z_i))), Jolicoeur-Martineau 2018, eq. 9: each real against one fake."""
+    """-log sigmoid(D(x_i) - D(G(z_i))), Jolicoeur-Martineau 2018, eq. 9: each real against one
+    fake.
+    """
     return softplus(fake - real)
 
 

@@ -17,8 +17,8 @@ def logits_and_steepness(
 ) -> tuple[Logits, Float[Tensor, " n"]]:
     """D's logits and |grad_x D(x)|^2 for each sample, summed over the sample's values.
 
-    R1 is gamma/2 of its mean over reals, R2 over fakes (Mescheder et al. 2018, eq. 9 and 10).
-    Both results can be differentiated again. `torch.func.vjp` rather than `autograd.grad`, because it
+    R1 is gamma/2 of its mean over reals, R2 over fakes (Mescheder et al. 2018, eq. 9 and 10). Both
+    results can be differentiated again. `torch.func.vjp` rather than `autograd.grad`, because it
     also works inside torch.compile; it needs a D that treats samples one by one (no BatchNorm).
     """
     logits, pull_back = torch.func.vjp(discriminator, samples)

@@ -1,7 +1,8 @@
 """Stateless randomness: (seed, stream, index) names every random draw of a run.
 
-There is no generator state to save, so a resumed run draws what the undisturbed one would have drawn, and
-any number of workers sees the same game: each draws for the whole global batch and keeps its slice.
+There is no generator state to save, so a resumed run draws what the undisturbed one would have
+drawn, and any number of workers sees the same game: each draws for the whole global batch and
+keeps its slice.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, stream: str, index: int) -> int:
-    """A 63-bit seed for draw number `index` of `stream`; streams and indices are independent of each other."""
+    """A 63-bit seed for draw number `index` of `stream`; streams and indices are independent of
+    each other.
+    """
     name = f"{seed}/{stream}/{index}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
 

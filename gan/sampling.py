@@ -33,9 +33,9 @@ def images_of(
 ) -> UInt8[Tensor, "n c h w"]:
     """One image for each public seed: the same seed, label and truncation give the same image.
 
-    `truncation` in [0, 1] scales the latent towards the mean one: less variety, safer images. Where
-    the generator is conditional and a label is None, the seed picks the class. Raises ConfigError for
-    values out of range.
+    `truncation` in [0, 1] scales the latent towards the mean one: less variety, safer images.
+    Where the generator is conditional and a label is None, the seed picks the class. Raises
+    ConfigError for values out of range.
     """
     psi = np.broadcast_to(np.asarray(truncation, dtype=np.float64), (len(seeds),))
     _check(seeds, psi, labels=labels, num_classes=num_classes)
@@ -93,7 +93,9 @@ def grid(
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     step_y, step_x = height + border_px, width + border_px
-    page = np.full((rows * step_y + border_px, columns * step_x + border_px, channels), 32, np.uint8)
+    page = np.full(
+        (rows * step_y + border_px, columns * step_x + border_px, channels), 32, np.uint8
+    )
     for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         top = border_px + index // columns * step_y
         left = border_px + index % columns * step_x
@@ -102,5 +104,7 @@ def grid(
 
 
 def fixed_labels(count: int, *, num_classes: int) -> Int64[Tensor, " n"] | None:
-    """Labels for a preview: the classes in turn, so that a grid shows each; None where there are none."""
+    """Labels for a preview: the classes in turn, so that a grid shows each; None where there are
+    none.
+    """
     return torch.arange(count) % num_classes if num_classes else None

@@ -48,7 +48,9 @@ def main() -> None:
         forger(prog_name="forger")
     except ConfigError as error:
         one = len(error.mistakes) == 1
-        click.echo("error: " + ("" if one else f"{len(error.mistakes)} mistakes"), err=True, nl=not one)
+        click.echo(
+            "error: " + ("" if one else f"{len(error.mistakes)} mistakes"), err=True, nl=not one
+        )
         for mistake in error.mistakes:
             click.echo(mistake if one else f"  - {mistake}", err=True)
         sys.exit(2)

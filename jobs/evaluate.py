@@ -9,31 +9,43 @@ import click
 
 @click.command("evaluate")
 @click.argument("model", metavar="MODEL")
-@click.option("--against", metavar="DATA", help="Prepared data; what MODEL was trained on, where left out.")
+@click.option(
+    "--against", metavar="DATA", help="Prepared data; what MODEL was trained on, where left out."
+)
 @click.option("--images", type=click.IntRange(2), help="As in training, where left out.")
 @click.option("--extractor", help="As in training, where left out.")
-@click.option("--storage", default="runs", show_default=True, help="Where the runs and the local registry are.")
+@click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    help="Where the runs and the local registry are.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model, against, images, extractor, storage, as_json) -> None:
     """Judge MODEL: Frechet distance and KID on an extractor's features.
 
-    MODEL as in `forger sample`. The names of the scores say the extractor and the number of images.
+    MODEL as in `forger sample`. The names of the scores say the extractor and the number of
+    images.
     """
     from dataclasses import asdict
 
     from pipeline.dataset import open_shards
     from pipeline.evaluate import Judge
-    from pipeline.experiment import Experiment
+    from pipeline.experiment_file import experiment_from_dict
     from pipeline.extractors import load_extractor
     from pipeline.find import find_generator
     from pipeline.shards import verify_shards
 
     snapshot = find_generator(model, storage=storage)
-    trained_by = Experiment.from_dict(snapshot.card.lineage["experiment"])
+    trained_by = experiment_from_dict(snapshot.card.lineage["experiment"])
     shards = open_shards(against or trained_by.data.shards)
     verify_shards(shards)
-    judge = Judge(load_extractor(extractor or trained_by.evaluate.extractor, shards.sample.shape), shards)
-    with click.progressbar(length=1, label="judging", width=40, file=click.get_text_stream("stderr")) as bar:
+    judge = Judge(
+        load_extractor(extractor or trained_by.evaluate.extractor, shards.sample.shape), shards
+    )
+    with click.progressbar(
+        length=1, label="judging", width=40, file=click.get_text_stream("stderr")
+    ) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.length = total

@@ -18,9 +18,11 @@ def command() -> None:
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def train(data, destination, epochs, seed) -> None:
-    """Train a small classifier on DATA's labels; its last hidden layer becomes an extractor in DEST.
+    """Train a small classifier on DATA's labels; its last hidden layer becomes an extractor in
+    DEST.
 
-    Name DEST as evaluate.extractor. A fifth of the images is held out, and the accuracy on it stored.
+    Name DEST as evaluate.extractor. A fifth of the images is held out, and the accuracy on it
+    stored.
     """
     from pipeline.dataset import open_shards
     from pipeline.extractors import train_extractor
@@ -35,7 +37,9 @@ def train(data, destination, epochs, seed) -> None:
             bar.length = total
             bar.update(done - bar.pos)
 
-        card = train_extractor(shards, destination, name=name, epochs=epochs, seed=seed, progress=progress)
+        card = train_extractor(
+            shards, destination, name=name, epochs=epochs, seed=seed, progress=progress
+        )
     click.echo(
         f"{card.held_out_accuracy:.2%} of {card.num_held_out} held-out images are classed right; "
         f"evaluate.extractor = {destination!r}"

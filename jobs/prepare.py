@@ -8,8 +8,12 @@ import click
 @click.command("prepare")
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DEST")
-@click.option("--labels", type=click.Path(), help="IDX file of labels, where it is not beside SRC.")
-@click.option("--size", "size_px", type=click.IntRange(4, 4096), help="Width and height in pixels.")
+@click.option(
+    "--labels", type=click.Path(), help="IDX file of labels, where it is not beside SRC."
+)
+@click.option(
+    "--size", "size_px", type=click.IntRange(4, 4096), help="Width and height in pixels."
+)
 @click.option("--channels", type=click.Choice(["1", "3"]), help="1 grey, 3 colour.")
 @click.option("--fit", type=click.Choice(["crop", "pad"]), default="crop", show_default=True)
 @click.option(
@@ -22,9 +26,9 @@ import click
 def command(source, destination, labels, size_px, channels, fit, filter) -> None:
     """Make checksummed shards in DEST from the images in SRC.
 
-    SRC is embedded:digits, embedded:faces, an IDX file (MNIST's format) or a folder of images whose
-    sub-folders are classes. Without --size the first image's size counts, padded to the next of 8,
-    16, 32, ... where it is none of these.
+    SRC is embedded:digits, embedded:faces, an IDX file (MNIST's format) or a folder of images
+    whose sub-folders are classes. Without --size the first image's size counts, padded to the next
+    of 8, 16, 32, ... where it is none of these.
     """
     from pipeline.prepare import prepare
 
@@ -50,4 +54,6 @@ def command(source, destination, labels, size_px, channels, fit, filter) -> None
         f"{shards.num_classes or 'no'} classes, digest {shards.digest[:12]}, in {shards.uri}"
     )
     if set_aside := shards.origin["set_aside"]:
-        click.echo(f"{len(set_aside)} unreadable images were set aside; {shards.uri}/index.json names them")
+        click.echo(
+            f"{len(set_aside)} unreadable images were set aside; {shards.uri}/index.json names them"
+        )

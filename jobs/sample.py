@@ -10,17 +10,37 @@ import click
 @click.command("sample")
 @click.argument("model", metavar="MODEL")
 @click.option("-n", "--num-images", type=click.IntRange(1, 100_000), default=64, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next ones count up.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the first image; the next ones count up.",
+)
 @click.option("--label", type=int, help="Class of all images, where the generator knows classes.")
-@click.option("--truncation", type=float, default=1.0, show_default=True, help="1 all variety, 0 the mean latent.")
-@click.option("--columns", type=click.IntRange(1), help="Of the grid; about square where left out.")
-@click.option("--storage", default="runs", show_default=True, help="Where the runs and the local registry are.")
+@click.option(
+    "--truncation",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="1 all variety, 0 the mean latent.",
+)
+@click.option(
+    "--columns", type=click.IntRange(1), help="Of the grid; about square where left out."
+)
+@click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    help="Where the runs and the local registry are.",
+)
 @click.option("-o", "--output", type=click.Path(), default="grid.png", show_default=True)
 def command(model, num_images, seed, label, truncation, columns, storage, output) -> None:
     """Draw images from MODEL into one PNG.
 
-    MODEL is models:/NAME@champion or models:/NAME/VERSION in the registry, a run (its best snapshot),
-    or a snapshot's folder. A seed gives the same image each time, whatever else is drawn.
+    MODEL is models:/NAME@champion or models:/NAME/VERSION in the registry, a run (its best
+    snapshot), or a snapshot's folder. A seed gives the same image each time, whatever else is
+    drawn.
     """
     from gan.config import ConfigError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pipeline.experiment import Loaded
+    from pipeline.experiment_file import Loaded
     from pipeline.run import JournalLine
     from pipeline.train import Trained
 
@@ -28,11 +28,11 @@ COLUMNS = (  # heading, width, metric, format
 def command(experiment, overrides, dry_run, again) -> None:
     """Train an experiment and register its best generator.
 
-    Overrides name settings as the file does: turns.total_kimg=100 cluster.workers=2. The same command
-    resumes a run that was stopped. Without RAY_ADDRESS a Ray of this machine's own is started;
-    without MLFLOW_TRACKING_URI tracking goes to a file beside the runs.
+    Overrides name settings as the file does: turns.total_kimg=100 cluster.workers=2. The same
+    command resumes a run that was stopped. Without RAY_ADDRESS a Ray of this machine's own is
+    started; without MLFLOW_TRACKING_URI tracking goes to a file beside the runs.
     """
-    from pipeline.experiment import load_experiment
+    from pipeline.experiment_file import load_experiment
 
     loaded = load_experiment(experiment, overrides)
     if dry_run:
@@ -45,12 +45,16 @@ def command(experiment, overrides, dry_run, again) -> None:
     try:
         trained = train(loaded.experiment, screen.watcher(), again=again)
     except TrainingError as error:
-        raise click.ClickException(f"{error}\nthe same command goes on from the last checkpoint") from error
+        raise click.ClickException(
+            f"{error}\nthe same command goes on from the last checkpoint"
+        ) from error
     _print_end(trained, [experiment, *overrides])
 
 
 def _print_resolved(loaded: Loaded) -> None:
-    """Every setting, with where each that is no default came from; then the data, checked against it."""
+    """Every setting, with where each that is no default came from; then the data, checked against
+    it.
+    """
     from gan.config import check_sample
     from pipeline.dataset import open_shards
 
@@ -60,19 +64,29 @@ def _print_resolved(loaded: Loaded) -> None:
         if last and head != section:
             section = head
             click.echo(f"[{head}]")
-        source = next((s for k, s in loaded.sources.items() if f"{key}.".startswith(f"{k}.")), None)
+        source = next(
+            (s for k, s in loaded.sources.items() if f"{key}.".startswith(f"{k}.")), None
+        )
         shown = f"{last or key} = {_toml(value)}"
         click.echo(f"{shown:<44}# {source}" if source else shown)
     shards = open_shards(loaded.experiment.data.shards)
     check_sample(loaded.experiment.game, shards.sample)
     shape = " x ".join(map(str, shards.sample.shape))
-    click.echo(f"\n{shards.uri}: {shards.num_images} images of {shape}, digest {shards.digest[:12]}")
+    click.echo(
+        f"\n{shards.uri}: {shards.num_images} images of {shape}, digest {shards.digest[:12]}"
+    )
 
 
 def _toml(value: object) -> str:
     if value is None:
         return '"" (chosen by the run)'
-    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        f'"{value}"'
+        if isinstance(value, str)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 class _Screen:
@@ -127,7 +141,9 @@ def _clock(seconds: float) -> str:
 
 def _print_end(trained: Trained, arguments: list[str]) -> None:
     if not trained.finished:
-        click.echo(f"stopped at {trained.nimg / 1000:.1f} kimg; to go on: forger train {' '.join(arguments)}")
+        click.echo(
+            f"stopped at {trained.nimg / 1000:.1f} kimg; to go on: forger train {' '.join(arguments)}"
+        )
         return
     registered, run = trained.registered, trained.run
     assert registered is not None
@@ -136,9 +152,13 @@ def _print_end(trained: Trained, arguments: list[str]) -> None:
     scores = ", ".join(f"{k.removeprefix('score/')} {v:.4g}" for k, v in best.card.scores.items())
     state = "champion" if registered.champion else "candidate; the champion stays"
     known = ", the same weights as before" if registered.known else ""
-    click.echo(f"\ncomplete at {trained.nimg / 1000:.1f} kimg; best at {best.card.nimg / 1000:.1f} kimg: {scores}")
+    click.echo(
+        f"\ncomplete at {trained.nimg / 1000:.1f} kimg; best at {best.card.nimg / 1000:.1f} kimg: {scores}"
+    )
     click.echo(f"model    {registered.uri} ({state}{known})")
     click.echo(f"samples  {run.storage.path(best.folder)}/samples.png")
     click.echo(f"look     {trained.mlflow_url}")
     alias = "champion" if registered.champion else "candidate"
-    click.echo(f"draw     forger sample models:/{registered.model}@{alias} -n 64 --seed 0 -o grid.png")
+    click.echo(
+        f"draw     forger sample models:/{registered.model}@{alias} -n 64 --seed 0 -o grid.png"
+    )

@@ -1,7 +1,8 @@
-"""Game state to files and back: safetensors for the tensors, JSON for the rest, checksummed, published whole.
+"""Game state to files and back: safetensors for the tensors, JSON for the rest, checksummed,
+published whole.
 
-A checkpoint is a folder named after its nimg. Its manifest is published last, so a checkpoint either is
-whole or does not exist; the old ones go only after the new one stands.
+A checkpoint is a folder named after its nimg. Its manifest is published last, so a checkpoint
+either is whole or does not exist; the old ones go only after the new one stands.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ class Checkpoint:
 
 
 def latest_checkpoint(storage: Folder) -> Checkpoint | None:
-    """The newest checkpoint that is whole and undamaged; damaged ones are passed over, and named in the log."""
+    """The newest checkpoint that is whole and undamaged; damaged ones are passed over, and named
+    in the log.
+    """
     for manifest in sorted(_manifests(storage), reverse=True):
         try:
             return _read(storage, manifest)
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-            log.warning("passed over the damaged checkpoint %s: %s", storage.path(manifest).parent, error)
+            log.warning(
+                "passed over the damaged checkpoint %s: %s", storage.path(manifest).parent, error
+            )
     return None
 
 

@@ -1,4 +1,6 @@
-"""What a prepared data set is: the index that names its shards; reads JSON only, so it answers at once."""
+"""What a prepared data set is: the index that names its shards; reads JSON only, so it answers at
+once.
+"""
 
 from __future__ import annotations
 
@@ -48,16 +50,22 @@ class ShardSet:
 
 
 def open_shards(uri: str) -> ShardSet:
-    """The set at `uri`, by its index alone. Raises ConfigError where there is none or it is damaged."""
+    """The set at `uri`, by its index alone. Raises ConfigError where there is none or it is
+    damaged.
+    """
     storage = open_storage(uri)
     try:
         index = json.loads(storage.read(INDEX))
     except FileNotFoundError:
         raise ConfigError(
-            [f"there is no prepared data at {storage.uri} (no {INDEX}); make it with `forger prepare`"]
+            [
+                f"there is no prepared data at {storage.uri} (no {INDEX}); make it with `forger prepare`"
+            ]
         ) from None
     except json.JSONDecodeError as error:
-        raise ConfigError([f"{storage.uri}/{INDEX} is not valid JSON ({error}); prepare it again"]) from None
+        raise ConfigError(
+            [f"{storage.uri}/{INDEX} is not valid JSON ({error}); prepare it again"]
+        ) from None
     if index.pop("schema", None) != SCHEMA:
         raise ConfigError([f"{storage.uri}/{INDEX} is not of schema {SCHEMA}; prepare it again"])
     index["shards"] = tuple(Shard(**shard) for shard in index["shards"])

@@ -46,7 +46,9 @@ def metric_name(metric: str, *, extractor: str, images: int) -> str:
 
 
 class Judge:
-    """Scores generators against one data set with one extractor. Every rank builds one and calls it."""
+    """Scores generators against one data set with one extractor. Every rank builds one and calls
+    it.
+    """
 
     def __init__(
         self,
@@ -72,7 +74,8 @@ class Judge:
         images: int,
         progress: Progress = lambda done, total: None,
     ) -> Score:
-        """Frechet distance and KID of `images` samples at fixed latents, the same at any world size.
+        """Frechet distance and KID of `images` samples at fixed latents, the same at any world
+        size.
 
         Labels to forge under are the data's own. Raises ValueError where a feature is not finite.
         Every rank must call this.

@@ -1,4 +1,6 @@
-"""Feature extractors by name: the ones that ship with Forger, and those trained on a data set of one's own."""
+"""Feature extractors by name: the ones that ship with Forger, and those trained on a data set of
+one's own.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,14 @@ def load_extractor(name: str, shape: tuple[int, ...]) -> Extractor:
     """The extractor called `name` for samples of `shape`.
 
     'pixels' needs no weights; 'digits' ships with Forger; anything else is the folder that `forger
-    extractor train` made. Raises ConfigError where there is none, or it was made for another shape.
+    extractor train` made. Raises ConfigError where there is none, or it was made for another
+    shape.
     """
     if name == "pixels":
         return pixels(shape)
-    folder = files("pipeline") / "embedded" / f"extractor-{name}" if name in SHIPPED else Path(name)
+    folder = (
+        files("pipeline") / "embedded" / f"extractor-{name}" if name in SHIPPED else Path(name)
+    )
     storage = Folder(str(folder))
     try:
         card = ExtractorCard(**json.loads(storage.read(CARD)))
@@ -90,7 +95,8 @@ def train_extractor(
 ) -> ExtractorCard:
     """Trains a small classifier on the labels of `shards` and publishes it as an extractor.
 
-    A fifth of the images is held out for its accuracy. Raises ConfigError where the data has no labels.
+    A fifth of the images is held out for its accuracy. Raises ConfigError where the data has no
+    labels.
     """
     if shards.num_classes < 2:
         raise ConfigError([f"{shards.uri} has no labels to train a classifier on"])
@@ -103,7 +109,9 @@ def train_extractor(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init/extractor", 0))
         classifier = _classifier(shards.sample.shape, shards.num_classes)
-    _fit(classifier, images[train], labels[train], epochs, batch_size, seed=seed, progress=progress)
+    _fit(
+        classifier, images[train], labels[train], epochs, batch_size, seed=seed, progress=progress
+    )
     accuracy = classifier_accuracy(classifier, images[held_out], labels[held_out])
 
     data = safetensors.torch.save({k: v.contiguous() for k, v in classifier.state_dict().items()})

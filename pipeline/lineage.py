@@ -14,7 +14,9 @@ PACKAGES = ("forger", "torch", "numpy", "ray", "mlflow", "pyarrow", "safetensors
 
 @cache
 def code_and_packages() -> dict[str, Any]:
-    """The commit of this code (with '-dirty' where files were changed), Python, and package versions."""
+    """The commit of this code (with '-dirty' where files were changed), Python, and package
+    versions.
+    """
     return {
         "commit": _commit(),
         "python": platform.python_version(),

@@ -1,8 +1,10 @@
-"""Shards to endless global batches, each rank its slice, from any position without reading what came before.
+"""Shards to endless global batches, each rank its slice, from any position without reading what
+came before.
 
-The order belongs to the experiment: image number `position` of the stream is a pure function of (seed,
-position). Each epoch is a pseudo-random permutation of the whole set, computed and not stored, so the
-stream can be entered anywhere by any number of workers, and every image comes exactly once an epoch.
+The order belongs to the experiment: image number `position` of the stream is a pure function of
+(seed, position). Each epoch is a pseudo-random permutation of the whole set, computed and not
+stored, so the stream can be entered anywhere by any number of workers, and every image comes
+exactly once an epoch.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ from gan.randomness import derive_seed
 from gan.world import World
 from pipeline.shards import ShardReader
 
-ROUNDS = 6  # of the Feistel network; 4 already give a pseudo-random permutation (Luby & Rackoff 1988)
+ROUNDS = (
+    6  # of the Feistel network; 4 already give a pseudo-random permutation (Luby & Rackoff 1988)
+)
 
 
 def permute(numbers: np.ndarray, *, size: int, key: int) -> np.ndarray:
     """Element numbers of a pseudo-random permutation of range(size), in constant memory.
 
-    A balanced Feistel network on the smallest even number of bits that holds `size`; results outside
-    are fed back until they fall inside (cycle walking), which keeps it a bijection.
+    A balanced Feistel network on the smallest even number of bits that holds `size`; results
+    outside are fed back until they fall inside (cycle walking), which keeps it a bijection.
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     half, mask = np.uint64(half_bits), np.uint64(2**half_bits - 1)
@@ -44,7 +48,9 @@ def permute(numbers: np.ndarray, *, size: int, key: int) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele et al. 2014): every output bit depends on every input bit."""
+    """The finalizer of splitmix64 (Steele et al. 2014): every output bit depends on every input
+    bit.
+    """
     with np.errstate(over="ignore"):
         x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

@@ -43,8 +43,8 @@ class Outcome:
 def play(run: Run, shards: ShardSet, *, device: torch.device | str = "cpu") -> Outcome:
     """Plays `run` from its newest checkpoint to its end, or to the next tick after a stop request.
 
-    Every rank of the default process group must call this (or one process where there is no group);
-    rank 0 alone writes to the run's folder.
+    Every rank of the default process group must call this (or one process where there is no
+    group); rank 0 alone writes to the run's folder.
     """
     experiment, world = run.experiment, World.current()
     game = Game(experiment.game, shards.sample, seed=experiment.seed, device=device)
@@ -113,7 +113,9 @@ class _Host:
             self.checkpoints = CheckpointWriter(run.storage, keep=self.experiment.checkpoint.keep)
 
     def report(self, tick: Tick, *, judged: bool) -> None:
-        """Journals the tick; where it is due, judges G_ema and keeps it. Every rank must call this."""
+        """Journals the tick; where it is due, judges G_ema and keeps it. Every rank must call
+        this.
+        """
         metrics, picture = dict(tick.scalars), None
         if judged:
             score = self.judge.score(
@@ -180,4 +182,3 @@ class _Host:
             if kept.folder not in (newest, best and best.folder):
                 self.run.storage.delete(f"{kept.folder}/{CARD}")
                 self.run.storage.delete(f"{kept.folder}/{TENSORS}")
-

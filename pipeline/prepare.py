@@ -58,12 +58,12 @@ def prepare(
 ) -> ShardSet:
     """Makes a shard set at `destination` from `source` and returns it.
 
-    `source` is 'embedded:digits', 'embedded:faces', an IDX file of images (`labels` names its pair, or
-    it is found beside it) or a folder whose sub-folders are classes. `fit` 'crop' cuts the middle
-    square and scales it by `filter`; 'pad' scales nothing and puts a black border around. Without
-    `size_px`, the first image's size counts; where no network plays that size, it is padded to the next
-    one that is. Unreadable images are set aside, named in the index and in the log. Raises
-    ConfigError where nothing can be prepared.
+    `source` is 'embedded:digits', 'embedded:faces', an IDX file of images (`labels` names its
+    pair, or it is found beside it) or a folder whose sub-folders are classes. `fit` 'crop' cuts
+    the middle square and scales it by `filter`; 'pad' scales nothing and puts a black border
+    around. Without `size_px`, the first image's size counts; where no network plays that size, it
+    is padded to the next one that is. Unreadable images are set aside, named in the index and in
+    the log. Raises ConfigError where nothing can be prepared.
     """
     images = open_source(source, labels=labels)
     first = _first_readable(images)
@@ -113,9 +113,7 @@ def open_source(source: str, *, labels: str | None = None) -> Source:
 def _embedded(name: str) -> Source:
     folder = Path(str(files("pipeline") / "embedded"))
     if name == "digits":
-        source = _idx(
-            folder / "t10k-images-idx3-ubyte.gz", folder / "t10k-labels-idx1-ubyte.gz"
-        )
+        source = _idx(folder / "t10k-images-idx3-ubyte.gz", folder / "t10k-labels-idx1-ubyte.gz")
         return Source("embedded:digits", source.names, source.load, source.classes)
     if name == "faces":
         table = read_table(folder / "pixfaces16_2048.parquet")
@@ -166,12 +164,16 @@ def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     start = 4 + 4 * dimensions
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
         raise ConfigError(
-            [f"{path} is not an IDX file of bytes with {dimensions} dimensions, nor a folder of images"]
+            [
+                f"{path} is not an IDX file of bytes with {dimensions} dimensions, nor a folder of images"
+            ]
         )
     shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
     if len(data) != start + shape.prod():
         raise ConfigError(
-            [f"{path} is cut short: its header promises {shape.prod()} bytes, {len(data) - start} follow"]
+            [
+                f"{path} is cut short: its header promises {shape.prod()} bytes, {len(data) - start} follow"
+            ]
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
@@ -199,7 +201,9 @@ def _folder(path: Path) -> Source:
 
 
 def _open_image(path: Path) -> Image.Image:
-    """The image, decoded and upright. Raises OSError or ValueError where it is broken or too large."""
+    """The image, decoded and upright. Raises OSError or ValueError where it is broken or too
+    large.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
         with Image.open(path) as image:
@@ -216,7 +220,9 @@ def _first_readable(images: Source) -> Image.Image:
             return images.load(number)[0]
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = f"{images.names[number]}: {error}"
-    raise ConfigError([f"none of the {len(images.names)} images can be read; the last one, {reason}"])
+    raise ConfigError(
+        [f"none of the {len(images.names)} images can be read; the last one, {reason}"]
+    )
 
 
 def _default_size(first: Image.Image, fit: Fit) -> tuple[int, Fit]:
@@ -235,7 +241,9 @@ def _fitted(
         wide = np.asarray(picture).astype(np.float64) / 65535 * 255
         picture = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")  # see-through parts are laid on white, as browsers show them
+        rgba = picture.convert(
+            "RGBA"
+        )  # see-through parts are laid on white, as browsers show them
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     picture = picture.convert("L" if channels == 1 else "RGB")
     if fit == "pad":

@@ -48,8 +48,8 @@ class Registered:
 def register(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> Registered:
     """Registers a snapshot as the next version of the run's model and points `candidate` at it.
 
-    The same weights are registered once: a second call finds the version. A first version becomes the
-    champion; a later one stays a candidate until it is promoted.
+    The same weights are registered once: a second call finds the version. A first version becomes
+    the champion; a later one stays a candidate until it is promoted.
     """
     client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
     model = run.experiment.tracking.model or run.experiment.name
@@ -69,14 +69,18 @@ def register(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> Reg
 
 
 def load_registered(where: Backend, uri: str) -> Snapshot:
-    """The generator at models:/NAME@alias or models:/NAME/version. Raises ConfigError where there is none."""
+    """The generator at models:/NAME@alias or models:/NAME/version. Raises ConfigError where there
+    is none.
+    """
     mlflow.set_tracking_uri(where.uri)
     mlflow.set_registry_uri(where.uri)
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         except MlflowException as error:
-            raise ConfigError([f"{uri} cannot be loaded from {where.uri}: {error.message}"]) from None
+            raise ConfigError(
+                [f"{uri} cannot be loaded from {where.uri}: {error.message}"]
+            ) from None
         return read_snapshot(Folder(Path(path) / "artifacts"), GENERATOR)
 
 
@@ -125,7 +129,13 @@ def _log_model(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> s
                 ColSpec(DataType.double, "truncation", required=False),
             ]
         ),
-        outputs=Schema([TensorSpec(pd.Series([0], dtype="uint8").to_numpy().dtype, (-1, height, height, channels))]),
+        outputs=Schema(
+            [
+                TensorSpec(
+                    pd.Series([0], dtype="uint8").to_numpy().dtype, (-1, height, height, channels)
+                )
+            ]
+        ),
     )
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / GENERATOR

@@ -20,6 +20,7 @@ from typing import Any
 from gan.config import ConfigError
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
+from pipeline.experiment_file import experiment_from_dict
 from pipeline.lineage import code_and_packages
 from pipeline.snapshot import CARD, SnapshotCard, read_card
 from pipeline.storage import Folder, open_storage
@@ -34,7 +35,9 @@ GRID = "samples.png"
 
 @dataclass(frozen=True, slots=True)
 class JournalLine:
-    """One tick as it is tracked: metrics at `nimg`, at a fixed time, and a picture where one was drawn."""
+    """One tick as it is tracked: metrics at `nimg`, at a fixed time, and a picture where one was
+    drawn.
+    """
 
     nimg: int
     time_ms: int
@@ -70,7 +73,7 @@ class Run:
             record = json.loads(storage.read(RECORD))
         except FileNotFoundError:
             raise ConfigError([f"there is no run in {storage.uri} (no {RECORD})"]) from None
-        experiment = Experiment.from_dict(record["experiment"])
+        experiment = experiment_from_dict(record["experiment"])
         return cls(
             storage=storage,
             name=record["name"],
@@ -84,8 +87,8 @@ class Run:
     def open(cls, name: str, experiment: Experiment, shards: ShardSet) -> Run:
         """The run of this name, new or to be continued.
 
-        Raises ConfigError where the run was begun with another experiment or on other data, naming each
-        changed setting.
+        Raises ConfigError where the run was begun with another experiment or on other data, naming
+        each changed setting.
         """
         storage = open_storage(f"{experiment.cluster.storage}/{name}")
         if storage.exists(RECORD):
@@ -160,7 +163,9 @@ class Run:
         return found
 
     def best(self) -> Best | None:
-        """The snapshot with the smallest chosen metric (`evaluate.metric`), the earlier one of equals."""
+        """The snapshot with the smallest chosen metric (`evaluate.metric`), the earlier one of
+        equals.
+        """
         metric = self.experiment.evaluate.metric
         judged = [(s.card.score(metric), s) for s in self.snapshots()]
         found = [(score, s) for score, s in judged if score is not None]
@@ -170,8 +175,8 @@ class Run:
 class JournalWriter:
     """Appends ticks to a run's journal. One writer a run: rank 0.
 
-    Ticks that the journal already holds are passed over: a game replayed from a checkpoint ticks the
-    same again.
+    Ticks that the journal already holds are passed over: a game replayed from a checkpoint ticks
+    the same again.
     """
 
     def __init__(self, run: Run):

@@ -1,8 +1,8 @@
 """A data set on disk: checksummed Arrow shards of raw uint8 images, and an index that names them.
 
-A shard is an Arrow IPC file of one record batch with the columns `image` (fixed-size binary: height x
-width x channels bytes) and `label` (int64, -1 where there is none). The index is published last, so a
-half-written set has none. Any Arrow reader opens the shards without Forger.
+A shard is an Arrow IPC file of one record batch with the columns `image` (fixed-size binary:
+height x width x channels bytes) and `label` (int64, -1 where there is none). The index is
+published last, so a half-written set has none. Any Arrow reader opens the shards without Forger.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def write_shards(
     classes: tuple[str, ...],
     origin: dict[str, Any],
 ) -> ShardSet:
-    """Writes (uint8 image (h, w, c), label or -1) pairs as shards, index last, and returns the set.
+    """Writes (uint8 image (h, w, c), label or -1) pairs as shards, index last, and returns the
+    set.
 
-    `origin` is stored as it stands once the images are through. Raises ConfigError where there are none.
+    `origin` is stored as it stands once the images are through. Raises ConfigError where there are
+    none.
     """
     storage = open_storage(uri)
     stream = iter(images)
@@ -50,7 +52,9 @@ def write_shards(
     rows = [first, *islice(stream, per_shard - 1)]
     while rows:
         for image, label in rows:
-            digest.update(hashlib.sha256(image.tobytes() + label.to_bytes(8, "big", signed=True)).digest())
+            digest.update(
+                hashlib.sha256(image.tobytes() + label.to_bytes(8, "big", signed=True)).digest()
+            )
         shards.append(_write_shard(storage, len(shards), rows))
         rows = list(islice(stream, per_shard))
     result = ShardSet(
@@ -105,13 +109,17 @@ def _write_shard(storage: Folder, number: int, rows: list[tuple[np.ndarray, int]
 
 
 def read_table(path: Any) -> dict[str, Any]:
-    """The columns of a Parquet file: fixed-size binary as uint8 (n, bytes), others as Python lists."""
+    """The columns of a Parquet file: fixed-size binary as uint8 (n, bytes), others as Python
+    lists.
+    """
     table = pa.parquet.read_table(path)
     columns: dict[str, Any] = {}
     for name in table.column_names:
         values = table.column(name).to_pylist()
         is_bytes = pa.types.is_fixed_size_binary(table.schema.field(name).type)
-        columns[name] = np.array([np.frombuffer(v, np.uint8) for v in values]) if is_bytes else values
+        columns[name] = (
+            np.array([np.frombuffer(v, np.uint8) for v in values]) if is_bytes else values
+        )
     return columns
 
 
@@ -121,14 +129,18 @@ def _sha256(path: Any) -> str:
 
 
 def verify_shards(shards: ShardSet) -> None:
-    """Reads every shard against its checksum. Raises ConfigError naming each missing or damaged one."""
+    """Reads every shard against its checksum. Raises ConfigError naming each missing or damaged
+    one.
+    """
     storage = open_storage(shards.uri)
     mistakes = []
     for shard in shards.shards:
         if not storage.exists(shard.file):
             mistakes.append(f"{storage.path(shard.file)} is missing")
         elif _sha256(storage.path(shard.file)) != shard.sha256:
-            mistakes.append(f"{storage.path(shard.file)} is damaged (its sha256 differs from the index)")
+            mistakes.append(
+                f"{storage.path(shard.file)} is damaged (its sha256 differs from the index)"
+            )
     if mistakes:
         raise ConfigError([f"{mistake}; prepare the data again" for mistake in mistakes])
 
@@ -152,15 +164,16 @@ class ShardReader:
         self._labels = np.concatenate(labels)
 
     def take(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images (n, c, h, w) uint8 and labels (n,) int64, or None, of the given image numbers, in order."""
+        """Images (n, c, h, w) uint8 and labels (n,) int64, or None, of the given image numbers, in
+        order.
+        """
         size, channels = self.shards.image_size_px, self.shards.channels
         images = np.empty((len(numbers), size, size, channels), np.uint8)
         which = np.searchsorted(self._starts, numbers, side="right") - 1
         for shard in np.unique(which):
             here = which == shard
             images[here] = self._images[shard].take(numbers[here] - self._starts[shard], axis=0)
-        # contiguous, because a channels-last view would choose other kernels and with them other bits
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # stays channels-last in memory
         return pixels, self.labels(numbers) if self.shards.num_classes else None
 
     def labels(self, numbers: np.ndarray) -> torch.Tensor:

@@ -69,7 +69,9 @@ class Snapshot:
 
 def write_snapshot(storage: Folder, folder: str, card: SnapshotCard, module: nn.Module) -> str:
     """Publishes weights and card below `folder`, the card last; returns the weights' sha256."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
+    }
     data = safetensors.torch.save(weights)
     sha256 = hashlib.sha256(data).hexdigest()
     storage.write(f"{folder}/{TENSORS}", data)
@@ -79,7 +81,9 @@ def write_snapshot(storage: Folder, folder: str, card: SnapshotCard, module: nn.
 
 
 def read_card(storage: Folder, folder: str) -> tuple[SnapshotCard, str]:
-    """The card of the snapshot below `folder`, and its weights' sha256. Raises ConfigError if it is none."""
+    """The card of the snapshot below `folder`, and its weights' sha256. Raises ConfigError if it
+    is none.
+    """
     try:
         record = json.loads(storage.read(f"{folder}/{CARD}"))
         if record["schema"] != SCHEMA:
@@ -87,21 +91,29 @@ def read_card(storage: Folder, folder: str) -> tuple[SnapshotCard, str]:
         card = TypeAdapter(SnapshotCard).validate_json(json.dumps(record["card"]))
         return card, str(record["sha256"])
     except FileNotFoundError:
-        raise ConfigError([f"there is no snapshot in {storage.path(folder)} (no {CARD})"]) from None
+        raise ConfigError(
+            [f"there is no snapshot in {storage.path(folder)} (no {CARD})"]
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError([f"{storage.path(folder)}/{CARD} is damaged: {error}"]) from None
 
 
 def read_snapshot(storage: Folder, folder: str) -> Snapshot:
-    """The generator below `folder`, checked against its sha256. Raises ConfigError where it is not whole."""
+    """The generator below `folder`, checked against its sha256. Raises ConfigError where it is not
+    whole.
+    """
     card, sha256 = read_card(storage, folder)
     try:
         data = storage.read(f"{folder}/{TENSORS}")
     except FileNotFoundError:
         raise ConfigError([f"{storage.path(folder)}/{TENSORS} is missing"]) from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ConfigError([f"{storage.path(folder)}/{TENSORS} is damaged (its sha256 differs from {CARD})"])
+        raise ConfigError(
+            [f"{storage.path(folder)}/{TENSORS} is damaged (its sha256 differs from {CARD})"]
+        )
     weights = safetensors.torch.load(data)
-    module = build_generator(card.generator, conditioning=card.conditioning, sample=card.sample, seed=0)
+    module = build_generator(
+        card.generator, conditioning=card.conditioning, sample=card.sample, seed=0
+    )
     module.to(next(iter(weights.values())).dtype).load_state_dict(weights)
     return Snapshot(card, module.eval().requires_grad_(False), sha256)

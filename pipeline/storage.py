@@ -44,7 +44,9 @@ class Folder:
         return sorted(p.relative_to(self.root).as_posix() for p in files)
 
     def write(self, name: str, data: bytes) -> None:
-        """Publishes `data` as `name`: readers see the old bytes or the new ones, even after a power cut."""
+        """Publishes `data` as `name`: readers see the old bytes or the new ones, even after a
+        power cut.
+        """
         with self.publishing(name) as part:
             part.write_bytes(data)
 
@@ -53,7 +55,9 @@ class Folder:
         """Gives a temporary path to write to, and publishes it as `name` when the block ends well."""
         target = self.path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".part")
+        handle, part = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}-", suffix=".part"
+        )
         os.close(handle)
         try:
             yield Path(part)
@@ -71,9 +75,14 @@ class Folder:
         path = self.path(name)
         path.unlink(missing_ok=True)
         for parent in path.parents:
-            if parent == self.root or any(parent.iterdir()):
+            if parent == self.root:
                 return
-            parent.rmdir()
+            try:
+                parent.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:  # not empty
+                return
 
 
 def open_storage(uri: str | Path) -> Folder:

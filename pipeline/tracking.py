@@ -1,8 +1,9 @@
-"""A run in MLflow: params, metrics, pictures, lineage; shipped from the run's journal, never by a worker.
+"""A run in MLflow: params, metrics, pictures, lineage; shipped from the run's journal, never by a
+worker.
 
-The driver ships; the workers only journal. So a slow or dead tracking server cannot hold training up,
-and a run that was resumed continues its MLflow run without gaps or doubles: a line is sent once, with
-its time fixed when it was journalled, and MLflow takes the same point twice as one.
+The driver ships; the workers only journal. So a slow or dead tracking server cannot hold training
+up, and a run that was resumed continues its MLflow run without gaps or doubles: a line is sent
+once, with its time fixed when it was journalled, and MLflow takes the same point twice as one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import logging
 import math
 import os
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -61,7 +61,9 @@ def backend(storage: str) -> Backend:
         _reach(uri)
     elif not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
         raise ConfigError(
-            [f"MLFLOW_TRACKING_URI must be http(s)://... or a database such as sqlite:///..., got {uri!r}"]
+            [
+                f"MLFLOW_TRACKING_URI must be http(s)://... or a database such as sqlite:///..., got {uri!r}"
+            ]
         )
     local = uri.startswith("sqlite:///")
     return Backend(uri, (Folder(storage).root / "mlartifacts").as_uri() if local else None)
@@ -73,7 +75,7 @@ def _reach(uri: str) -> None:
             return
     except urllib.error.HTTPError:
         return  # something answers; what it thinks of us is said by the first real call
-    except (OSError, ValueError, socket.timeout) as error:
+    except (TimeoutError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise ConfigError(
             [f"MLFLOW_TRACKING_URI = {uri!r} does not answer within {REACH_SEC} s ({reason}); "
@@ -110,13 +112,17 @@ class Tracker:
                     raise
         if found.lifecycle_stage == "deleted":
             raise ConfigError(
-                [f"MLflow's experiment {name!r} was deleted; restore it, or set tracking.experiment"]
+                [
+                    f"MLflow's experiment {name!r} was deleted; restore it, or set tracking.experiment"
+                ]
             )
         return found.experiment_id
 
     def _find_run(self) -> str | None:
         found = self.client.search_runs(
-            [self.experiment_id], filter_string=f"tags.`forger.run_id` = '{self.run.id}'", max_results=1
+            [self.experiment_id],
+            filter_string=f"tags.`forger.run_id` = '{self.run.id}'",
+            max_results=1,
         )
         return found[0].info.run_id if found else None
 
@@ -171,7 +177,8 @@ class Tracker:
         wanted = [line for line in lines if line.picture is not None]
         if not wanted:
             return
-        # log_image names its files anew each time, so a repeated call would double the slider's tick.
+        # log_image names its files anew each time, so a repeated call would double the slider's
+        # tick.
         listed = self.client.list_artifacts(self.run_id, "images")
         there = {_step_of(Path(file.path).name) for file in listed}
         for line in wanted:
@@ -209,6 +216,8 @@ class Tracker:
 
 
 def _step_of(file_name: str) -> int | None:
-    """The step in the name that log_image gives: key%step%1000%timestamp%...; None for other files."""
+    """The step in the name that log_image gives: key%step%1000%timestamp%...; None for other
+    files.
+    """
     parts = file_name.replace("+", "%").split("%")
     return int(parts[2]) if len(parts) > 2 and parts[1] == "step" and parts[2].isdigit() else None

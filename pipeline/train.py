@@ -1,4 +1,6 @@
-"""Stage: Ray Train around pipeline.play, followed from the driver, ending in a registered generator."""
+"""Stage: Ray Train around pipeline.play, followed from the driver, ending in a registered
+generator.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,7 @@ from gan.config import ConfigError, check_sample
 from pipeline.checkpoint import newest_nimg
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
+from pipeline.experiment_file import experiment_from_dict
 from pipeline.extractors import load_extractor
 from pipeline.play import DivergedError, Outcome, play
 from pipeline.registry import Registered, register
@@ -63,7 +66,9 @@ class Trained:
 class Watcher:
     """What the stage tells while it works."""
 
-    begun: Callable[[Run, str, int], None]  # the run, MLflow's address, and the nimg it starts from
+    begun: Callable[
+        [Run, str, int], None
+    ]  # the run, MLflow's address, and the nimg it starts from
     ticked: Callable[[JournalLine], None]
     said: Callable[[str], None]
 
@@ -73,12 +78,13 @@ class TrainingError(Exception):
 
 
 def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> Trained:
-    """Trains the experiment's run to its end, from wherever it stands, and registers the best generator.
+    """Trains the experiment's run to its end, from wherever it stands, and registers the best
+    generator.
 
     A run that is complete is returned as it is; with `again`, another is begun beside it. On
-    KeyboardInterrupt the workers checkpoint at their next tick and the run is returned unfinished; a
-    second one gives up at once. Raises ConfigError for the user's mistakes, before anything is started,
-    and TrainingError where the workers failed for good.
+    KeyboardInterrupt the workers checkpoint at their next tick and the run is returned unfinished;
+    a second one gives up at once. Raises ConfigError for the user's mistakes, before anything is
+    started, and TrainingError where the workers failed for good.
     """
     shards = open_shards(experiment.data.shards)
     check_sample(experiment.game, shards.sample)
@@ -97,7 +103,9 @@ def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> T
     run.withdraw_stop()
 
     start = newest_nimg(run.storage)
-    with ThreadPoolExecutor(1) as background:  # importing and migrating MLflow takes as long as Ray's start
+    with ThreadPoolExecutor(
+        1
+    ) as background:  # importing and migrating MLflow takes as long as Ray's start
         waiting = background.submit(Tracker, where, run)
         if start >= experiment.turns.total_nimg:  # only the end was interrupted
             tracker = waiting.result()
@@ -120,7 +128,10 @@ def _complete(run: Run, outcome: Outcome, tracker: Tracker) -> Trained:
     assert best is not None, "a finished run has been judged at its end"
     registered = register(tracker.where, run, best, mlflow_run_id=tracker.run_id)
     tracker.tag({"forger.model_version": registered.uri})
-    tracker.finish("FINISHED", metrics={f"best/{k.removeprefix('score/')}": v for k, v in best.card.scores.items()})
+    tracker.finish(
+        "FINISHED",
+        metrics={f"best/{k.removeprefix('score/')}": v for k, v in best.card.scores.items()},
+    )
     run.complete(
         {
             "nimg": outcome.nimg,
@@ -142,7 +153,9 @@ class _Follower:
         self._complained = False
 
     def follow(self) -> None:
-        """Tells what is new. A tracking server that fails is named once, and tried again the next time."""
+        """Tells what is new. A tracking server that fails is named once, and tried again the next
+        time.
+        """
         fresh = list(self.run.journal(after=self._seen))
         for line in fresh:
             self.watcher.ticked(line)
@@ -189,7 +202,9 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
                 raise
             stopping = True
             run.request_stop()
-            follower.watcher.said("stopping at the next tick, with a checkpoint (again: at once, without)")
+            follower.watcher.said(
+                "stopping at the next tick, with a checkpoint (again: at once, without)"
+            )
     follower.last()
     run.withdraw_stop()
     shutil.rmtree(run.storage.path(RAY_FOLDER), ignore_errors=True)
@@ -219,8 +234,8 @@ def _trainer(run: Run, shards: ShardSet) -> TorchTrainer:
             use_gpu=_use_gpu(run.experiment),
             resources_per_worker={"CPU": cluster.cpus_per_worker},
         ),
-        # A name of its own for each attempt: what resuming needs is in the run's folder, and Ray takes
-        # an old name for a run that is over.
+        # A name of its own for each attempt: what resuming needs is in the run's folder, and Ray
+        # takes an old name for a run that is over.
         run_config=RunConfig(
             name=f"{run.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.storage.path(RAY_FOLDER)),
@@ -230,13 +245,17 @@ def _trainer(run: Run, shards: ShardSet) -> TorchTrainer:
 
 
 def _worker(job: dict[str, Any]) -> dict[str, Any]:
-    """One rank, in its own process: Ray has made the process group, the run's folder says the rest."""
+    """One rank, in its own process: Ray has made the process group, the run's folder says the
+    rest.
+    """
     torch.set_num_threads(job["threads"])
     run = Run.at(open_storage(job["run"]))
-    run.experiment = Experiment.from_dict(job["experiment"])
+    run.experiment = experiment_from_dict(job["experiment"])
     try:
         return dataclasses.asdict(play(run, open_shards(job["shards"]), device=get_device()))
-    except DivergedError as error:  # the same on every rank and every retry: no fault of the cluster
+    except (
+        DivergedError
+    ) as error:  # the same on every rank and every retry: no fault of the cluster
         return {"diverged": str(error)}
 
 
@@ -245,7 +264,9 @@ def _use_gpu(experiment: Experiment) -> bool:
     device, workers = experiment.cluster.device, experiment.cluster.workers
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if device == "cuda" and gpus < workers:
-        raise ConfigError([f"cluster.device = 'cuda' with {workers} workers needs as many GPUs, Ray has {gpus}"])
+        raise ConfigError(
+            [f"cluster.device = 'cuda' with {workers} workers needs as many GPUs, Ray has {gpus}"]
+        )
     return device == "cuda" or (device == "auto" and gpus >= workers)
 
 
@@ -267,7 +288,12 @@ def _ray(experiment: Experiment):
         wanted = cluster.workers * cluster.cpus_per_worker
         have = os.cpu_count() or 1
         if wanted > have:
-            log.warning("%d workers x %d CPUs share %d CPUs", cluster.workers, cluster.cpus_per_worker, have)
+            log.warning(
+                "%d workers x %d CPUs share %d CPUs",
+                cluster.workers,
+                cluster.cpus_per_worker,
+                have,
+            )
         ray.init(
             address="local",
             num_cpus=max(wanted, have),
@@ -288,7 +314,11 @@ def _check_ray_address() -> None:
         return
     host, colon, port = address.rpartition(":")
     if "://" in address or not colon or not port.isdigit():
-        raise ConfigError([f"RAY_ADDRESS must be host:port of the cluster's head (6379 by default), got {address!r}"])
+        raise ConfigError(
+            [
+                f"RAY_ADDRESS must be host:port of the cluster's head (6379 by default), got {address!r}"
+            ]
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SEC).close()
     except OSError as error:

@@ -1,4 +1,6 @@
-"""The DCGAN family (Radford et al. 2016): strided 4x4 convolutions between 4x4 and the image's size."""
+"""The DCGAN family (Radford et al. 2016): strided 4x4 convolutions between 4x4 and the image's
+size.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ MAX_WIDENING = 8  # channels stop doubling at 8 x width, as in the paper's 64 px
 
 
 def channels_at(resolution: int, *, size: int, width: int) -> int:
-    """Channels of the features at a resolution: `width` at half the image's size, doubling downwards."""
+    """Channels of the features at a resolution: `width` at half the image's size, doubling
+    downwards.
+    """
     return width * min(size // (2 * resolution), MAX_WIDENING)
 
 
 class Generator(nn.Module):
-    """Latent to image: a linear map to 4x4, then a transposed convolution per doubling; tanh at the end."""
+    """Latent to image: a linear map to 4x4, then a transposed convolution per doubling; tanh at
+    the end.
+    """
 
     def __init__(self, config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int):
         super().__init__()
@@ -64,7 +70,9 @@ class Discriminator(nn.Module):
             wider = channels_at(resolution, size=size, width=config.width)
             norm = config.norm if self.downs else "none"  # the paper leaves D's first layer free
             self.downs.append(nn.Conv2d(channels, wider, 4, 2, 1, bias=norm == "none"))
-            he_normal(self.downs[-1], fan_in=16 * channels, slope=LEAK if resolution < size // 2 else 1)
+            he_normal(
+                self.downs[-1], fan_in=16 * channels, slope=LEAK if resolution < size // 2 else 1
+            )
             self.norms.append(normalization(norm, wider))
             channels, resolution = wider, resolution // 2
         self.head = LogitHead(channels * 16, num_classes=num_classes)
@@ -78,9 +86,7 @@ class Discriminator(nn.Module):
         return self.head(x.flatten(1), labels)
 
 
-def generator(
-    config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int
-) -> Generator:
+def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int) -> Generator:
     """G for images of `shape`; `num_classes` 0 means unconditional."""
     return Generator(config, shape, num_classes=num_classes)
 

@@ -1,4 +1,6 @@
-"""Plain layered perceptrons, for vectors such as the 2-D mixtures and for images of any small shape."""
+"""Plain layered perceptrons, for vectors such as the 2-D mixtures and for images of any small
+shape.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +64,7 @@ class Discriminator(nn.Module):
         return self.head(self.layers(samples.flatten(1)), labels)
 
 
-def generator(
-    config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int
-) -> Generator:
+def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int) -> Generator:
     """G for samples of `shape`; `num_classes` 0 means unconditional."""
     return Generator(config, shape, num_classes=num_classes)
 

@@ -14,7 +14,8 @@ LEAK = 0.2
 
 
 def he_normal(layer: nn.Module, *, fan_in: float, slope: float = 0.0) -> None:
-    """He-normal weights and zero bias (He et al. 2015, eq. 15), for inputs that passed a leaky ReLU.
+    """He-normal weights and zero bias (He et al. 2015, eq. 15), for inputs that passed a leaky
+    ReLU.
 
     `fan_in` is given, not read off the weight: in a strided transposed convolution each output
     sees only 1/stride^2 of the kernel.
@@ -52,7 +53,8 @@ class LabelledLatent(nn.Module):
 
 
 class LogitHead(nn.Module):
-    """Features (n, f) to one logit each, (n,): linear, plus the projection <embedding(label), features>.
+    """Features (n, f) to one logit each, (n,): linear, plus the projection <embedding(label),
+    features>.
 
     Miyato & Koyama 2018, eq. 4. No bias: relative losses cannot see it, and Adam would turn the
     rounding noise of its zero gradient into full-sized steps.

@@ -1,0 +1,50 @@
+"""Shape annotations of gan/ are checked in every test; and data that many tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything imports gan.
+install_import_hook("gan", "typecheck.checker")
+
+from gan.config import (
+    DiscriminatorConfig,
+    GameConfig,
+    GeneratorConfig,
+    ObjectiveConfig,
+    TurnsConfig,
+)
+from pipeline.dataset import ShardSet
+from pipeline.shards import write_shards
+
+
+def small_game(**changes) -> GameConfig:
+    """A dcgan for 8 px images that plays a turn in milliseconds, R1 and R2 in every turn."""
+    sections = {
+        "generator": GeneratorConfig(width=8, latent_dim=4, lr=1e-3),
+        "discriminator": DiscriminatorConfig(width=8, lr=1e-3),
+        "objective": ObjectiveConfig(),
+        "turns": TurnsConfig(batch_size=8, total_kimg=1),
+    }
+    return GameConfig(**(sections | changes))
+
+
+def striped_images(count: int, *, size: int = 8, channels: int = 1, classes: int = 2):
+    """Images that differ by number: the label's stripe, and the number in the first pixels."""
+    for number in range(count):
+        image = np.zeros((size, size, channels), np.uint8)
+        label = number % classes
+        image[:, label * 3 + 1] = 200
+        image[0, 0], image[0, 1] = number // 256, number % 256
+        yield image, label
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory) -> ShardSet:
+    """A prepared set of 100 labelled 8 px images."""
+    folder = tmp_path_factory.mktemp("stripes")
+    return write_shards(
+        str(folder), striped_images(100), classes=("left", "right"), origin={"source": "stripes"}
+    )

@@ -1,0 +1,78 @@
+"""Short games for tests that run on one rank or on several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan.config import GameConfig, Sample
+from gan.game import Batch, Game
+from gan.loop import play_round
+from gan.world import World
+from tests.conftest import small_game
+
+SHAPE = (1, 8, 8)
+
+
+def global_batch(index: int, *, batch_size: int) -> Tensor:
+    """Global batch number `index`: bright blobs, uint8."""
+    rng = torch.Generator().manual_seed(index)
+    return torch.randint(100, 256, (batch_size, *SHAPE), generator=rng, dtype=torch.uint8)
+
+
+def stream(config: GameConfig, world: World, first: int = 0) -> Iterator[Batch]:
+    """This rank's share of the global batches from number `first` on."""
+    size = config.turns.batch_size
+    while True:
+        labels = torch.arange(size) % 2
+        yield Batch(
+            global_batch(first, batch_size=size)[world.share(size)], labels[world.share(size)]
+        )
+        first += 1
+
+
+def new_game(config: GameConfig, seed: int = 0) -> Game:
+    return Game(config, Sample(SHAPE, num_classes=2), seed=seed)
+
+
+def play_rounds(game: Game, rounds: int) -> Game:
+    batches = stream(game.config, game.world, game.num_batches)
+    for _ in range(rounds):
+        play_round(game, batches)
+    return game
+
+
+def state_after(rounds: int, changes: dict[str, Any]) -> dict[str, Tensor]:
+    """The state of a fresh small game after some rounds, on this rank."""
+    game = play_rounds(new_game(small_game(**changes)), rounds)
+    return {name: value.clone() for name, value in game.state_dict().items()}
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Over the weights of both players and G_ema; optimizer moments are not compared."""
+    names = [n for n in a if n.startswith(("G/", "D/", "G_ema/"))]
+    return max(float((a[n].double() - b[n].double()).abs().max()) for n in names)
+
+
+def gradients_of_one_d_turn() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """D's gradients after a penalized turn: as DDP left them, and this rank's own without DDP."""
+    config = small_game()
+    game = new_game(config)
+    world = game.world
+    batch = next(stream(config, world))
+    game.d_turn(batch)
+    exchanged = {n: p.grad.clone() for n, p in game.D.named_parameters() if p.grad is not None}
+
+    alone = new_game(config)
+    share = world.share(config.turns.batch_size)
+    z = alone._my_latents("latent/d", 0)
+    with torch.no_grad():
+        fake = alone.G(z, None)
+    turn = alone._d_turn.module if hasattr(alone._d_turn, "module") else alone._d_turn
+    loss, _ = turn(alone._to_unit_range(batch.samples), fake, None, 1.0, 1.0)
+    (loss / (share.stop - share.start)).backward()
+    own = {n: p.grad.clone() for n, p in alone.D.named_parameters() if p.grad is not None}
+    return exchanged, own

@@ -1,0 +1,184 @@
+"""The promises of the game: one trajectory whatever the cluster, and resuming that loses nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gan.config import (
+    ConditioningConfig,
+    ConfigError,
+    DiscriminatorConfig,
+    EmaConfig,
+    GeneratorConfig,
+    ObjectiveConfig,
+    Sample,
+    Schedule,
+    TurnsConfig,
+)
+from gan.game import Game
+from gan.loop import training
+from tests.conftest import small_game
+from tests.gan.play import (
+    gradients_of_one_d_turn,
+    largest_difference,
+    new_game,
+    play_rounds,
+    state_after,
+    stream,
+)
+from tests.ranks import run_ranks
+
+# In exact arithmetic the trajectory does not depend on how the batch is split. In floating point
+# each sum is rounded in another order: a relative error of some eps in each gradient, which Adam
+# passes on to steps of lr = 1e-3, so that 100 of them move a weight of size 1 by about one eps
+# (seen: 2.2e-16 and 2.4e-7). A factor of a thousand is left for larger sums and other processors;
+# a wrong weight for an uneven share shows as 1e-3.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_seed_gives_bit_identical_games():
+    assert equal(state_after(10, {}), state_after(10, {}))
+
+
+def test_another_seed_gives_another_game():
+    a, b = play_rounds(new_game(small_game(), 0), 2), play_rounds(new_game(small_game(), 1), 2)
+    assert not torch.equal(a.state_dict()["G/to_4x4.weight"], b.state_dict()["G/to_4x4.weight"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective": ObjectiveConfig(name="nonsaturating", penalty_interval=3)},
+        {"turns": TurnsConfig(batch_size=8, d_steps=2, total_kimg=1)},
+        {"conditioning": ConditioningConfig(name="projection")},
+        {
+            "generator": GeneratorConfig(
+                width=8, latent_dim=4, norm="batch", lr=Schedule(start=1e-3, end=0.1)
+            )
+        },
+    ],
+    ids=["default", "lazy penalty", "two D turns", "conditional", "buffers and a schedule"],
+)
+def test_a_game_stopped_at_any_tick_and_resumed_is_bit_identical_to_the_undisturbed_one(changes):
+    config = small_game(**changes)
+    whole = new_game(config)
+    states = {0: {n: v.clone() for n, v in whole.state_dict().items()}}
+    ticks = []
+    for tick in training(whole, stream(config, whole.world), until_nimg=96, tick_nimg=16):
+        states[tick.nimg] = {n: v.clone() for n, v in whole.state_dict().items()}
+        ticks.append((tick.nimg, tick.scalars["d/loss"], tick.scalars["g/loss"]))
+
+    for nimg, state in states.items():
+        resumed = new_game(config)
+        resumed.load_state_dict(state)
+        batches = stream(config, resumed.world, resumed.num_batches)
+        again = [
+            (tick.nimg, tick.scalars["d/loss"], tick.scalars["g/loss"])
+            for tick in training(resumed, batches, until_nimg=96, tick_nimg=16)
+        ]
+        assert again == [tick for tick in ticks if tick[0] > nimg]
+        assert equal(resumed.state_dict(), whole.state_dict())
+
+
+def test_a_state_that_does_not_fit_is_refused():
+    state = play_rounds(new_game(small_game()), 1).state_dict()
+    del state["G_optimizer/to_image.weight/exp_avg"]
+    with pytest.raises(ValueError, match="missing.*to_image"):
+        new_game(small_game()).load_state_dict(state)
+    with pytest.raises(ValueError, match="does not fit"):
+        other = small_game(generator=GeneratorConfig(width=16, latent_dim=4))
+        new_game(other).load_state_dict(new_game(small_game()).state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_one_two_and_three_workers_agree_to_rounding_over_200_turns_with_r1_and_r2(precision):
+    changes = {"turns": TurnsConfig(batch_size=8, total_kimg=1, precision=precision)}
+    alone = state_after(100, changes)
+    for world_size in (2, 3):  # 3 does not divide 8: the shares are uneven
+        for state in run_ranks(state_after, world_size, 100, changes):
+            assert largest_difference(state, alone) < TOLERANCE[precision]
+    other = play_rounds(new_game(small_game(**changes), seed=1), 100).state_dict()
+    assert largest_difference(other, alone) > 1  # another game altogether
+
+
+@pytest.mark.slow
+def test_ranks_end_with_bit_identical_weights():
+    first, second = run_ranks(state_after, 2, 20, {})
+    assert equal(first, second)
+
+
+@pytest.mark.slow
+def test_r1_and_r2_through_ddp_equal_the_mean_of_the_ranks_own_gradients():
+    (exchanged, own), (exchanged_too, own_too) = run_ranks(gradients_of_one_d_turn, 2)
+    for name, gradient in exchanged.items():
+        assert torch.equal(gradient, exchanged_too[name])
+        torch.testing.assert_close(gradient, (own[name] + own_too[name]) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_micro_batches_accumulate_to_the_whole_batch():
+    whole = state_after(20, {"turns": TurnsConfig(batch_size=8, precision="float64")})
+    pieces = state_after(
+        20, {"turns": TurnsConfig(batch_size=8, micro_batch=3, precision="float64")}
+    )
+    assert largest_difference(whole, pieces) < 1e-10
+
+
+def test_each_turn_moves_its_own_player_only():
+    game = new_game(small_game())
+    batches = stream(game.config, game.world)
+    before = {n: v.clone() for n, v in game.state_dict().items()}
+    game.d_turn(next(batches))
+    after_d = {n: v.clone() for n, v in game.state_dict().items()}
+    game.g_turn(next(batches))
+    after_g = game.state_dict()
+    changed_by_d = {n[:2] for n in before if not torch.equal(before[n], after_d[n])}
+    changed_by_g = {n[:2] for n in before if not torch.equal(after_d[n], after_g[n])}
+    assert changed_by_d == {"D/", "d_"}
+    assert changed_by_g >= {"G/", "G_", "g_"}
+    assert not changed_by_g & {"D/", "d_"}
+    assert all(p.requires_grad for p in game.D.parameters())
+
+
+def test_bfloat16_keeps_float32_weights_and_stays_near_the_float32_game():
+    wide = state_after(10, {})
+    low = state_after(10, {"turns": TurnsConfig(batch_size=8, precision="bfloat16")})
+    assert {v.dtype for n, v in low.items() if n.startswith(("G/", "D/"))} == {torch.float32}
+    assert 0 < largest_difference(wide, low) < 0.1
+
+
+def test_the_learning_rate_follows_its_schedule_by_images():
+    config = small_game(
+        generator=GeneratorConfig(width=8, latent_dim=4, lr=Schedule(start=1e-3, end=1e-4)),
+        discriminator=DiscriminatorConfig(
+            width=8, lr=Schedule(shape="linear", start=0.01, end=0.02)
+        ),
+        turns=TurnsConfig(batch_size=8, total_kimg=0.16),
+    )
+    game = play_rounds(new_game(config), 11)  # D's last turn began at 80 of 160 images, G's at 88
+    cosine = 1e-4 + 9e-4 * (1 + math.cos(math.pi * 88 / 160)) / 2
+    assert game.D_optimizer.param_groups[0]["lr"] == pytest.approx(0.015)
+    assert game.G_optimizer.param_groups[0]["lr"] == pytest.approx(cosine)
+
+
+def test_g_ema_equals_g_where_the_half_life_is_zero():
+    game = play_rounds(new_game(small_game(ema=EmaConfig(half_life_kimg=0))), 3)
+    for kept, new in zip(game.G_ema.parameters(), game.G.parameters(), strict=True):
+        assert torch.equal(kept, new)
+
+
+def test_a_game_that_the_data_does_not_allow_is_refused_with_every_reason():
+    config = small_game(conditioning=ConditioningConfig(name="projection"))
+    with pytest.raises(ConfigError) as caught:
+        Game(config, Sample((1, 28, 28)), seed=0)
+    assert [m.split()[0] for m in caught.value.mistakes] == [
+        "generator.network", "discriminator.network", "conditioning.name",
+    ]  # fmt: skip

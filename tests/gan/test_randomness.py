@@ -1,0 +1,98 @@
+"""Stateless randomness: frozen where it must be, independent where it should be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gan.config import ConfigError, GeneratorConfig, Sample
+from gan.networks import build_generator
+from gan.randomness import derive_seed, latents, public_labels, public_latents
+from gan.sampling import grid, images_of, to_uint8
+from gan.world import World
+
+
+def test_streams_indices_and_seeds_are_apart():
+    draws = [derive_seed(s, name, i) for s in range(5) for name in ("a", "b") for i in range(50)]
+    assert len(set(draws)) == len(draws)
+    assert all(0 <= d < 2**63 for d in draws)
+
+
+def test_latents_are_standard_normal_and_repeatable():
+    z = latents(0, "latent/d", 7, batch_size=4000, latent_dim=4)
+    assert torch.equal(z, latents(0, "latent/d", 7, batch_size=4000, latent_dim=4))
+    assert abs(float(z.mean())) < 4 / 16000**0.5
+    assert float(z.std()) == pytest.approx(1, abs=0.03)
+
+
+def test_public_latents_are_numpys_frozen_stream():
+    """The first normals of RandomState(0), as NumPy has drawn them since its beginnings (NEP 19)."""
+    z = public_latents(np.array([0, 1]), latent_dim=3)
+    expected = [[1.76405235, 0.40015721, 0.97873798], [1.62434536, -0.61175641, -0.52817175]]
+    np.testing.assert_allclose(z.numpy(), expected, rtol=1e-6)
+    assert set(public_labels(np.arange(200), num_classes=3).tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("count", "size"), [(8, 1), (8, 3), (2, 2), (100, 7)])
+def test_shares_cover_the_batch_once_and_differ_by_one_at_most(count, size):
+    shares = [range(count)[World(rank, size).share(count)] for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def generator(classes: int = 0):
+    return build_generator(
+        GeneratorConfig(width=8, latent_dim=6),
+        conditioning="projection" if classes else "none",
+        sample=Sample((1, 8, 8), classes),
+        seed=0,
+    ).eval()
+
+
+def test_a_seed_gives_the_same_image_whatever_else_is_drawn():
+    together = images_of(generator(), [3, 1, 4, 1], latent_dim=6)
+    alone = images_of(generator(), [4], latent_dim=6)
+    assert torch.equal(together[2], alone[0])
+    assert torch.equal(together[1], together[3])
+
+
+def test_truncation_zero_is_the_mean_latent_and_one_changes_nothing():
+    G = generator()
+    flat = images_of(G, [1, 2], latent_dim=6, truncation=0.0)
+    assert torch.equal(flat[0], flat[1])
+    assert torch.equal(flat[0], to_uint8(G(torch.zeros(1, 6), None))[0])
+    assert torch.equal(
+        images_of(G, [1], latent_dim=6), images_of(G, [1], latent_dim=6, truncation=[1.0])
+    )
+
+
+def test_labels_are_honoured_or_picked_by_the_seed():
+    G = generator(3)
+    picked = public_labels(np.array([5]), num_classes=3).item()
+    drawn = images_of(G, [5, 5], latent_dim=6, num_classes=3, labels=[None, picked])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(
+        drawn[0], images_of(G, [5], latent_dim=6, num_classes=3, labels=[(picked + 1) % 3])[0]
+    )
+
+
+def test_requests_out_of_range_are_refused_with_every_reason():
+    with pytest.raises(ConfigError) as caught:
+        images_of(generator(), [-1], latent_dim=6, labels=[2], truncation=1.5)
+    assert [m.split()[0] for m in caught.value.mistakes] == ["seed", "truncation", "this"]
+    with pytest.raises(ConfigError, match="between 0 and 2, got 3"):
+        images_of(generator(3), [0], latent_dim=6, num_classes=3, labels=[3])
+
+
+def test_bytes_are_rounded_and_clipped():
+    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).view(5, 1)
+    assert to_uint8(x).flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_grid_puts_images_row_by_row():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1) * 10 + 100
+    page = grid(images, columns=3)
+    assert page.shape == (5, 7, 1)
+    assert page[1, 1::2, 0].tolist() == [100, 110, 120]
+    assert page[3, 1:4:2, 0].tolist() == [130, 140]

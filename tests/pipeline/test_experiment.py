@@ -1,0 +1,149 @@
+"""Experiment files: what is read, and every mistake named at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from gan.config import ConfigError, Schedule, value_at
+from pipeline.experiment_file import experiment_from_dict, load_experiment
+
+MINIMAL = 'name = "tiny"\n[data]\nshards = "data/tiny"\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "tiny.toml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def mistakes_of(path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, overrides)
+    return list(caught.value.mistakes)
+
+
+def test_a_file_names_only_what_differs_from_the_defaults(write):
+    loaded = load_experiment(write(MINIMAL + "[generator]\nlr = 1e-3\n"))
+    assert loaded.experiment.generator.lr == 1e-3
+    assert loaded.experiment.discriminator.lr == 2e-4
+    assert loaded.sources == dict.fromkeys(("name", "data.shards", "generator.lr"), "tiny.toml")
+
+
+def test_the_name_is_the_files_where_it_is_left_out(write):
+    assert load_experiment(write('data.shards = "x"')).experiment.name == "tiny"
+
+
+def test_overrides_win_and_need_no_quotes(write):
+    loaded = load_experiment(
+        write(MINIMAL), ["objective.name=minimax", "generator.lr={start=1e-3, end=1e-4}", "seed=7"]
+    )
+    assert loaded.experiment.objective.name == "minimax"
+    assert loaded.experiment.generator.lr == Schedule(start=1e-3, end=1e-4)
+    assert loaded.sources["seed"] == "command line"
+
+
+def test_a_file_extends_another_and_wins_over_it(write):
+    write(MINIMAL + "[turns]\nd_steps = 2\ng_steps = 3\n", "parent.toml")
+    child = write('extends = "parent.toml"\nname = "child"\n[turns]\nd_steps = 5\n', "child.toml")
+    loaded = load_experiment(child)
+    turns = loaded.experiment.turns
+    assert (loaded.experiment.name, turns.d_steps, turns.g_steps) == ("child", 5, 3)
+    assert loaded.sources["turns.d_steps"] == "child.toml"
+    assert loaded.sources["turns.g_steps"] == "parent.toml"
+    write('extends = "child.toml"\n' + MINIMAL, "parent.toml")
+    assert "extends itself" in mistakes_of(child)[0]
+
+
+def test_an_experiment_survives_its_plain_form(write):
+    experiment = load_experiment(
+        write(MINIMAL), ["discriminator.lr={start=1e-3,end=1e-5}"]
+    ).experiment
+    assert experiment_from_dict(experiment.to_dict()) == experiment
+    assert experiment.flat()["discriminator.lr.end"] == 1e-5
+    assert experiment.replace("turns.batch_size", 32).turns.batch_size == 32
+
+
+def test_all_mistakes_are_reported_in_one_message_with_file_key_value_and_remedy(write):
+    path = write(
+        """
+        name = "Bad Name"
+        [data]
+        shards = "x"
+        [generator]
+        lrr = 1e-3
+        width = "wide"
+        beta1 = 1.5
+        [objective]
+        name = "minmax"
+        r1_gamma = -1.0
+        [turns]
+        batch_size = 2
+        """
+    )
+    found = mistakes_of(path, "cluster.workers=4", "nonsense", "discriminator.norm=batch")
+    text = "\n".join(found)
+    for part in (
+        "tiny.toml: name must be",
+        "'Bad Name'",
+        "tiny.toml: generator.lrr is not a setting; did you mean generator.lr?",
+        "tiny.toml: generator.width must be a whole number, got 'wide'",
+        "tiny.toml: generator.beta1 must be in [0, 1), got 1.5",
+        "objective.name must be one of 'minimax', 'nonsaturating', 'relativistic', got 'minmax'",
+        "tiny.toml: objective.r1_gamma must be >= 0 and finite, got -1.0",
+        "turns.batch_size must be at least cluster.workers",
+        "an override is key=value",
+    ):
+        assert part in text
+    assert len(found) == len(set(found))
+
+
+def test_a_section_in_the_wrong_place_is_found(write):
+    found = mistakes_of(write(MINIMAL + "[turn]\nd_steps = 2\n"))
+    assert found == ["tiny.toml: turn.d_steps is not a setting; did you mean turns.d_steps?"]
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-1e-3", "0"])
+def test_rates_that_are_no_rates_are_refused(write, bad):
+    assert (
+        "generator.lr must be > 0 and finite"
+        in mistakes_of(write(MINIMAL), f"generator.lr={bad}")[0]
+    )
+
+
+def test_missing_data_and_broken_toml_are_named(write, tmp_path):
+    assert mistakes_of(write("seed = 1")) == [
+        "data.shards must name the folder that `forger prepare` filled, got ''"
+    ]
+    assert "cannot be read as TOML" in mistakes_of(write("name = "))[0]
+    assert "there is no experiment file" in mistakes_of(tmp_path / "none.toml")[0]
+
+
+def test_batch_normalization_in_d_and_gradient_penalties_exclude_each_other(write):
+    assert (
+        "discriminator.norm must be" in mistakes_of(write(MINIMAL), "discriminator.norm=batch")[0]
+    )
+    free = ["objective.r1_gamma=0", "objective.r2_gamma=0", "discriminator.norm=batch"]
+    load_experiment(write(MINIMAL), free)
+
+
+def test_the_identity_holds_what_the_weights_depend_on(write):
+    path = write(MINIMAL)
+    plain = load_experiment(path).experiment
+    assert load_experiment(path, ["cluster.workers=4"]).experiment.digest == plain.digest
+    assert load_experiment(path, ["generator.lr=1e-3"]).experiment.digest != plain.digest
+    assert load_experiment(path, ["seed=1"]).experiment.digest != plain.digest
+
+
+@pytest.mark.parametrize(
+    ("shape", "middle"), [("linear", 0.75), ("cosine", 0.75)]
+)  # both are half way at half time
+def test_schedules_go_from_start_to_end_and_stay(shape, middle):
+    schedule = Schedule(shape=shape, start=1.0, end=0.5, over_kimg=10)
+    at = [value_at(schedule, nimg, total_nimg=10**6) for nimg in (0, 5_000, 10_000, 90_000)]
+    assert at == pytest.approx([1.0, middle, 0.5, 0.5])
+    quarter = value_at(Schedule(shape="cosine", start=1.0, end=0.0), 250, total_nimg=1000)
+    assert quarter == pytest.approx((1 + 2**-0.5) / 2)

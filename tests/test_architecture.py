@@ -1,0 +1,112 @@
+"""The house stands: rings, doors, sizes, and commands that answer without the heavy libraries."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RINGS = {"gan": 0, "pipeline": 1, "jobs": 2}
+DOORS = {  # vendor: the only modules that may import it
+    "ray": {"pipeline.train"},
+    "mlflow": {"pipeline.tracking", "pipeline.registry", "pipeline.served"},
+    "pyarrow": {"pipeline.shards"},
+    "boto3": {"pipeline.storage"},
+    "click": {"jobs"},
+}
+GAN_MAY_IMPORT = {"torch", "numpy", "jaxtyping"} | sys.stdlib_module_names
+BANNED_NAMES = {"utils", "helpers", "manager", "base", "misc", "common"}
+MAX_FILE_LINES = 400
+MODULES = sorted(
+    path
+    for ring in RINGS
+    for path in (ROOT / ring).rglob("*.py")
+    if "__pycache__" not in path.parts
+)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_inner_rings_know_nothing_of_outer_ones(path):
+    own = RINGS[module_name(path).split(".")[0]]
+    for name in imports(path):
+        assert RINGS.get(name.split(".")[0], -1) <= own, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_a_vendor_has_one_door(path):
+    module = module_name(path)
+    for name in imports(path):
+        doors = DOORS.get(name.split(".")[0])
+        if doors is not None:
+            assert any(module == d or module.startswith(d + ".") for d in doors), f"{path}: {name}"
+
+
+def test_the_game_needs_torch_and_numpy_only():
+    for path in MODULES:
+        if module_name(path).startswith("gan"):
+            outside = {name.split(".")[0] for name in imports(path)} - GAN_MAY_IMPORT - {"gan"}
+            assert not outside, f"{path} imports {outside}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_a_file_says_its_purpose_in_its_first_line_and_stays_one_room(path):
+    text = path.read_text()
+    assert text.startswith('"""'), f"{path} does not say what it is for"
+    assert path.stem not in BANNED_NAMES
+    assert len(text.splitlines()) <= MAX_FILE_LINES, f"{path} has outgrown its room"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if "jobs" not in p.parts], ids=module_name)
+def test_inner_rings_never_print_and_never_unpickle(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in (
+                "print",
+                "eval",
+                "exec",
+                "torch.load",
+                "pickle.load",
+                "pickle.loads",
+            ), path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-c", "import gan.config"],
+        ["-c", "import pipeline.experiment_file"],
+        ["-m", "jobs", "--help"],
+        ["-m", "jobs", "train", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_checked_experiments_import_no_heavy_library(arguments):
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = {
+        line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line
+    }
+    assert "gan.config" in imported or "--help" in arguments
+    assert not imported & {"torch", "ray", "mlflow", "pyarrow", "numpy"}
