@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 def check(*rules: tuple[bool, str]) -> None:
-    """Raises one ConfigError that names every broken rule of `rules`, pairs of (holds, message)."""
+    """Raises one ConfigError naming every broken rule of `rules`, pairs of (holds, message)."""
     broken = [message for holds, message in rules if not holds]
     if broken:
         raise ConfigError(broken)
@@ -82,7 +82,7 @@ def _shown(setting: float | Schedule) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlayerConfig:
-    """What both players share: a network of some size and an Adam optimizer (Kingma & Ba, 2015)."""
+    """What both players share: a network and its Adam optimizer (Kingma & Ba, 2015)."""
 
     network: Network = "dcgan"
     width: int = 32  # dcgan: channels at half the image's resolution; mlp: units a layer
@@ -182,7 +182,10 @@ class ConditioningConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnsConfig:
-    """How long the game lasts and how the players alternate. Time is counted in images that D saw."""
+    """How long the game lasts and how the players alternate.
+
+    Time is counted in images that D saw.
+    """
 
     total_kimg: float = 1000.0
     batch_size: int = 64  # global: workers split it
@@ -261,7 +264,7 @@ class GameConfig:
 
     @property
     def reals_in_g_turn(self) -> bool:
-        """Whether G's turn draws a fresh batch of reals: for pairs, or for labels to forge under."""
+        """Whether G's turn draws fresh reals: for pairs, or for labels to forge under."""
         return self.objective.name == "relativistic" or self.conditioning.name != "none"
 
 
@@ -290,8 +293,8 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
         rules.append(
             (
                 network != "dcgan" or playable,
-                f"{player}.network = 'dcgan' plays square images of 8, 16, 32, ... pixels (4 x 2^k), "
-                f"got {shown}; prepare the data with --size, or choose 'mlp'",
+                f"{player}.network = 'dcgan' plays square images of 8, 16, 32, ... pixels "
+                f"(4 x 2^k), got {shown}; prepare the data with --size, or choose 'mlp'",
             )
         )
         rules.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gan.config import EmaConfig
 
@@ -29,13 +29,16 @@ class Average:
 
     def __init__(self, player: nn.Module):
         self.module = copy.deepcopy(player).requires_grad_(False).eval()
-        self._average = list(self.module.parameters())
-        self._source = list(player.parameters())
+        self._average: list[Tensor] = list(self.module.parameters())
+        self._source: list[Tensor] = list(player.parameters())
         self._buffers = list(zip(self.module.buffers(), player.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, weight: float) -> None:
         """average = weight * average + (1 - weight) * player."""
-        torch._foreach_lerp_(self._average, self._source, 1 - weight)
+        # torch has no public name for a fused lerp.
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            self._average, self._source, 1 - weight
+        )
         for kept, new in self._buffers:
             kept.copy_(new)

@@ -51,7 +51,7 @@ class DTurn(nn.Module):
         r1_gamma: float,
         r2_gamma: float,
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The loss summed over the samples, and sums to report; a gamma of 0 skips that penalty."""
+        """The loss summed over the samples, and sums to report; gamma 0 skips that penalty."""
 
         def score(samples: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
             return self.player(samples, labels).to(real.dtype)
@@ -248,7 +248,8 @@ class Game:
         expected = set(self.state_dict()) | self._optimizer_keys(state)
         if expected != set(state):
             raise ValueError(
-                f"the saved game does not fit this one: missing {sorted(expected - set(state))[:3]}, "
+                f"the saved game does not fit this one: "
+                f"missing {sorted(expected - set(state))[:3]}, "
                 f"left over {sorted(set(state) - expected)[:3]}"
             )
         for player in ("G", "D", "G_ema"):
@@ -314,6 +315,7 @@ class Game:
         """
         size = self.config.turns.micro_batch or len(z)
         starts = range(0, len(z), size)
+        is_ddp = isinstance(turn, DistributedDataParallel)
         labels = None
         if batch is not None and self.config.conditioning.name != "none":
             assert batch.labels is not None
@@ -321,8 +323,7 @@ class Game:
         for start in starts:
             piece = slice(start, start + size)
             real = None if batch is None else self._to_unit_range(batch.samples[piece])
-            hold = isinstance(turn, DistributedDataParallel) and start != starts[-1]
-            sync = turn.no_sync() if hold else nullcontext()
+            sync = turn.no_sync() if is_ddp and start != starts[-1] else nullcontext()
             yield real, z[piece], None if labels is None else labels[piece], sync
 
     def _to_unit_range(self, samples: Shaped[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:

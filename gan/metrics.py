@@ -135,7 +135,8 @@ def _kernel(inner: Float64[Tensor, " n"], dim: int) -> Float64[Tensor, " n"]:
 
 def _kernel_sum(a: FeatureMoments, b: FeatureMoments) -> float:
     """Sum of k(x, y) over all x in a, y in b: the binomial theorem, term by term."""
-    assert a.third is not None and b.third is not None
+    assert a.third is not None
+    assert b.third is not None
     powers = ((a.count, b.count), (a.first, b.first), (a.second, b.second), (a.third, b.third))
     terms = [
         comb(KID_DEGREE, p) * (x * y).sum().item() / a.dim**p for p, (x, y) in enumerate(powers)

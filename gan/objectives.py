@@ -20,7 +20,7 @@ Logits = Float[Tensor, " n"]
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The two losses of a game and its value; each maps (real logits, fake logits) to (n,) terms."""
+    """A game's two losses and its value; each maps (real logits, fake logits) to (n,) terms."""
 
     d_loss: Callable[[Logits, Logits], Logits]
     g_loss: Callable[[Logits, Logits], Logits]

@@ -21,6 +21,6 @@ def logits_and_steepness(
     results can be differentiated again. `torch.func.vjp` rather than `autograd.grad`, because it
     also works inside torch.compile; it needs a D that treats samples one by one (no BatchNorm).
     """
-    logits, pull_back = torch.func.vjp(discriminator, samples)
+    logits, pull_back = torch.func.vjp(discriminator, samples)[:2]  # typed as 2 or 3
     (gradient,) = pull_back(torch.ones_like(logits))
     return logits, gradient.square().flatten(1).sum(1)

@@ -88,7 +88,7 @@ def _check(
 def grid(
     images: UInt8[Tensor, "n c h w"], *, columns: int | None = None, border_px: int = 1
 ) -> UInt8[np.ndarray, "height width c"]:
-    """Images side by side in rows of `columns` (about square where left out), dark lines between."""
+    """Images in rows of `columns` (about square where left out), dark lines between."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

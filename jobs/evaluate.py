@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
@@ -43,9 +44,7 @@ def command(model, against, images, extractor, storage, as_json) -> None:
     judge = Judge(
         load_extractor(extractor or trained_by.evaluate.extractor, shards.sample.shape), shards
     )
-    with click.progressbar(
-        length=1, label="judging", width=40, file=click.get_text_stream("stderr")
-    ) as bar:
+    with click.progressbar(length=1, label="judging", width=40, file=sys.stderr) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.length = total

@@ -55,5 +55,6 @@ def command(source, destination, labels, size_px, channels, fit, filter) -> None
     )
     if set_aside := shards.origin["set_aside"]:
         click.echo(
-            f"{len(set_aside)} unreadable images were set aside; {shards.uri}/index.json names them"
+            f"{len(set_aside)} unreadable images were set aside; "
+            f"{shards.uri}/index.json names them"
         )

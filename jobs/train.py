@@ -142,7 +142,8 @@ def _clock(seconds: float) -> str:
 def _print_end(trained: Trained, arguments: list[str]) -> None:
     if not trained.finished:
         click.echo(
-            f"stopped at {trained.nimg / 1000:.1f} kimg; to go on: forger train {' '.join(arguments)}"
+            f"stopped at {trained.nimg / 1000:.1f} kimg; "
+            f"to go on: forger train {' '.join(arguments)}"
         )
         return
     registered, run = trained.registered, trained.run
@@ -153,7 +154,8 @@ def _print_end(trained: Trained, arguments: list[str]) -> None:
     state = "champion" if registered.champion else "candidate; the champion stays"
     known = ", the same weights as before" if registered.known else ""
     click.echo(
-        f"\ncomplete at {trained.nimg / 1000:.1f} kimg; best at {best.card.nimg / 1000:.1f} kimg: {scores}"
+        f"\ncomplete at {trained.nimg / 1000:.1f} kimg; "
+        f"best at {best.card.nimg / 1000:.1f} kimg: {scores}"
     )
     click.echo(f"model    {registered.uri} ({state}{known})")
     click.echo(f"samples  {run.storage.path(best.folder)}/samples.png")

@@ -59,7 +59,8 @@ def open_shards(uri: str) -> ShardSet:
     except FileNotFoundError:
         raise ConfigError(
             [
-                f"there is no prepared data at {storage.uri} (no {INDEX}); make it with `forger prepare`"
+                f"there is no prepared data at {storage.uri} (no {INDEX}); "
+                f"make it with `forger prepare`"
             ]
         ) from None
     except json.JSONDecodeError as error:

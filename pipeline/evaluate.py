@@ -121,6 +121,6 @@ class Judge:
         return moments.reduce(self.world)
 
     def _my_blocks(self, count: int) -> list[range]:
-        """This rank's blocks of range(count): every world-size-th, so that no image counts twice."""
+        """This rank's blocks of range(count): every world-size-th, so no image counts twice."""
         blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
         return blocks[self.world.rank :: self.world.size]

@@ -178,7 +178,10 @@ class Experiment:
         return dataclasses.asdict(self)
 
     def replace(self, key: str, value: Any) -> Experiment:
-        """The experiment with one setting changed, by its dotted name. Raises ConfigError as ever."""
+        """The experiment with one setting changed, by its dotted name.
+
+        Raises ConfigError as ever.
+        """
         return _replaced(self, key.split("."), value)
 
     @property

@@ -130,7 +130,7 @@ def _adapter() -> TypeAdapter[Experiment]:
 def _validated(
     values: dict[str, Any], *, sources: Mapping[str, str], mistakes: Iterable[str] = ()
 ) -> Experiment:
-    """The checked experiment; on a mistake the rest is still checked, and all are raised together."""
+    """The checked experiment; where there are mistakes, all are raised together."""
     said = list(mistakes)
     values = json.loads(json.dumps(values, default=str))
     bad = _drop_unknown(values, sources=sources, said=said)

@@ -65,8 +65,8 @@ def load_extractor(name: str, shape: tuple[int, ...]) -> Extractor:
     except FileNotFoundError:
         raise ConfigError(
             [
-                f"evaluate.extractor must be 'pixels', {', '.join(map(repr, SHIPPED))} or a folder that "
-                f"`forger extractor train` made, got {name!r}"
+                f"evaluate.extractor must be 'pixels', {', '.join(map(repr, SHIPPED))} or a "
+                f"folder that `forger extractor train` made, got {name!r}"
             ]
         ) from None
     if hashlib.sha256(data).hexdigest() != card.sha256:
@@ -74,7 +74,8 @@ def load_extractor(name: str, shape: tuple[int, ...]) -> Extractor:
     if tuple(card.shape) != tuple(shape):
         raise ConfigError(
             [
-                f"evaluate.extractor = {name!r} looks at samples of {' x '.join(map(str, card.shape))}, "
+                f"evaluate.extractor = {name!r} looks at samples of "
+                f"{' x '.join(map(str, card.shape))}, "
                 f"the data has {' x '.join(map(str, shape))}; choose 'pixels' or train one"
             ]
         )

@@ -81,8 +81,8 @@ def _check_finite(tick: Tick) -> None:
     if lost:
         name, value = next(iter(lost.items()))
         raise DivergedError(
-            f"the game diverged: {name} is {value} at {tick.nimg / 1000:.1f} kimg; lower generator.lr and "
-            f"discriminator.lr, or raise objective.r1_gamma"
+            f"the game diverged: {name} is {value} at {tick.nimg / 1000:.1f} kimg; "
+            f"lower generator.lr and discriminator.lr, or raise objective.r1_gamma"
         )
 
 

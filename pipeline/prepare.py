@@ -105,7 +105,8 @@ def open_source(source: str, *, labels: str | None = None) -> Source:
     raise ConfigError(
         [
             f"SRC must be a folder of images, an IDX file or one of "
-            f"{', '.join('embedded:' + name for name in EMBEDDED)}, got {source!r}, which does not exist"
+            f"{', '.join('embedded:' + name for name in EMBEDDED)}, "
+            f"got {source!r}, which does not exist"
         ]
     )
 
@@ -165,14 +166,16 @@ def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
         raise ConfigError(
             [
-                f"{path} is not an IDX file of bytes with {dimensions} dimensions, nor a folder of images"
+                f"{path} is not an IDX file of bytes with {dimensions} dimensions, "
+                f"nor a folder of images"
             ]
         )
     shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
     if len(data) != start + shape.prod():
         raise ConfigError(
             [
-                f"{path} is cut short: its header promises {shape.prod()} bytes, {len(data) - start} follow"
+                f"{path} is cut short: its header promises {shape.prod()} bytes, "
+                f"{len(data) - start} follow"
             ]
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
@@ -187,9 +190,11 @@ def _folder(path: Path) -> Source:
     tops = [p.relative_to(path).parts[0] if p.parent != path else None for p in found]
     if any(top is None for top in tops) and any(top is not None for top in tops):
         raise ConfigError(
-            [f"{path} has images both at its top and in sub-folders; sub-folders are classes, so move "
-             f"{next(p for p in found if p.parent == path).name} and the like into one"]
-        )  # fmt: skip
+            [
+                f"{path} has images both at its top and in sub-folders; sub-folders are classes, "
+                f"so move {next(p for p in found if p.parent == path).name} and the like into one"
+            ]
+        )
     classes = tuple(sorted({top for top in tops if top is not None}))
 
     def load(number: int) -> tuple[Image.Image, int]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd
-from mlflow import MlflowClient
+import numpy as np
+from mlflow import MlflowClient, artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -76,7 +76,7 @@ def load_registered(where: Backend, uri: str) -> Snapshot:
     mlflow.set_registry_uri(where.uri)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+            path = artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         except MlflowException as error:
             raise ConfigError(
                 [f"{uri} cannot be loaded from {where.uri}: {error.message}"]
@@ -129,13 +129,7 @@ def _log_model(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> s
                 ColSpec(DataType.double, "truncation", required=False),
             ]
         ),
-        outputs=Schema(
-            [
-                TensorSpec(
-                    pd.Series([0], dtype="uint8").to_numpy().dtype, (-1, height, height, channels)
-                )
-            ]
-        ),
+        outputs=Schema([TensorSpec(np.dtype("uint8"), (-1, height, height, channels))]),
     )
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / GENERATOR

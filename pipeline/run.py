@@ -1,7 +1,9 @@
 """A run's folder: who it is, its journal, its requests to stop, and its result.
 
-runs/<name>/run.json                  identity: the experiment, the data's digest, the code, the MLflow run
-runs/<name>/journal/<nimg>.jsonl      one line a tick; a tick is journalled once however often it is replayed
+runs/<name>/run.json                  identity: the experiment, the data's digest, the code, the
+                                      MLflow run
+runs/<name>/journal/<nimg>.jsonl      one line a tick; a tick is journalled once however often it
+                                      is replayed
 runs/<name>/checkpoints/<nimg>/       pipeline.checkpoint
 runs/<name>/snapshots/<nimg>/         pipeline.snapshot, and samples.png of the same generator
 runs/<name>/result.json               written once the run is complete

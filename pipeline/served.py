@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 from pipeline.snapshot import read_snapshot
 from pipeline.storage import Folder
@@ -22,11 +21,14 @@ class ServedGenerator(PythonModel):
         bundle = Path(context.artifacts["generator"])
         self.snapshot = read_snapshot(Folder(bundle.parent), bundle.name)
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:
-        """uint8 images (n, h, w, c), one a row; `label` and `truncation` may be left out or empty."""
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        """A NumPy array of uint8 images (n, h, w, c), one for each row.
+
+        The columns `label` and `truncation` may be left out or empty.
+        """
         rows = model_input.reset_index(drop=True)
         labels = None
-        if "label" in rows and rows["label"].notna().any():
+        if "label" in rows and bool(rows["label"].notna().any()):
             labels = [None if pd.isna(value) else int(value) for value in rows["label"]]
         truncation = 1.0
         if "truncation" in rows:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import torch
 
 from gan.config import ConfigError
@@ -112,7 +112,7 @@ def read_table(path: Any) -> dict[str, Any]:
     """The columns of a Parquet file: fixed-size binary as uint8 (n, bytes), others as Python
     lists.
     """
-    table = pa.parquet.read_table(path)
+    table = pq.read_table(path)
     columns: dict[str, Any] = {}
     for name in table.column_names:
         values = table.column(name).to_pylist()

@@ -24,7 +24,7 @@ CARD = "snapshot.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotCard:
-    """What the weights are: the generator's config, its data, its scores and where it came from."""
+    """What the weights are: the generator's config, its data, its scores and its origin."""
 
     nimg: int
     generator: GeneratorConfig

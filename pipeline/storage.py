@@ -52,7 +52,7 @@ class Folder:
 
     @contextmanager
     def publishing(self, name: str) -> Iterator[Path]:
-        """Gives a temporary path to write to, and publishes it as `name` when the block ends well."""
+        """Gives a temporary path to write to; publishes it as `name` when the block ends well."""
         target = self.path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(

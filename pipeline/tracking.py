@@ -62,7 +62,8 @@ def backend(storage: str) -> Backend:
     elif not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
         raise ConfigError(
             [
-                f"MLFLOW_TRACKING_URI must be http(s)://... or a database such as sqlite:///..., got {uri!r}"
+                f"MLFLOW_TRACKING_URI must be http(s)://... or a database such as sqlite:///..., "
+                f"got {uri!r}"
             ]
         )
     local = uri.startswith("sqlite:///")
@@ -113,7 +114,8 @@ class Tracker:
         if found.lifecycle_stage == "deleted":
             raise ConfigError(
                 [
-                    f"MLflow's experiment {name!r} was deleted; restore it, or set tracking.experiment"
+                    f"MLflow's experiment {name!r} was deleted; restore it, "
+                    f"or set tracking.experiment"
                 ]
             )
         return found.experiment_id

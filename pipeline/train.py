@@ -174,8 +174,8 @@ class _Follower:
         self.follow()
         if self._unsent:
             self.watcher.said(
-                f"{len(self._unsent)} ticks did not reach MLflow; they are in {self.run.storage.uri}, "
-                f"and the next command on this run sends them"
+                f"{len(self._unsent)} ticks did not reach MLflow; "
+                f"they are in {self.run.storage.uri}, and the next command on this run sends them"
             )
 
 
@@ -260,7 +260,7 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _use_gpu(experiment: Experiment) -> bool:
-    """Whether each worker gets a GPU. Raises ConfigError where they are asked for and not there."""
+    """Whether each worker gets a GPU. Raises ConfigError where they are asked for but missing."""
     device, workers = experiment.cluster.device, experiment.cluster.workers
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if device == "cuda" and gpus < workers:
@@ -316,16 +316,19 @@ def _check_ray_address() -> None:
     if "://" in address or not colon or not port.isdigit():
         raise ConfigError(
             [
-                f"RAY_ADDRESS must be host:port of the cluster's head (6379 by default), got {address!r}"
+                f"RAY_ADDRESS must be host:port of the cluster's head (6379 by default), "
+                f"got {address!r}"
             ]
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SEC).close()
     except OSError as error:
         raise ConfigError(
-            [f"RAY_ADDRESS = {address!r} does not answer within {REACH_SEC} s ({error}); start the head, "
-             f"or unset the variable to use a Ray of this machine's own"]
-        ) from None  # fmt: skip
+            [
+                f"RAY_ADDRESS = {address!r} does not answer within {REACH_SEC} s ({error}); "
+                f"start the head, or unset the variable to use a Ray of this machine's own"
+            ]
+        ) from None
 
 
 def _reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ shape.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class _Layers(nn.Module):
     def __init__(self, in_dim: int, *, width: int, depth: int | None):
         super().__init__()
         dims = [in_dim] + [width] * (depth or DEFAULT_DEPTH)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
         for index, layer in enumerate(self.layers):
             he_normal(layer, fan_in=dims[index], slope=LEAK if index else 1)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from gan.config import GameConfig, Sample
 from gan.game import Batch, Game
@@ -71,7 +72,9 @@ def gradients_of_one_d_turn() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     z = alone._my_latents("latent/d", 0)
     with torch.no_grad():
         fake = alone.G(z, None)
-    turn = alone._d_turn.module if hasattr(alone._d_turn, "module") else alone._d_turn
+    turn = alone._d_turn
+    if isinstance(turn, DistributedDataParallel):
+        turn = turn.module
     loss, _ = turn(alone._to_unit_range(batch.samples), fake, None, 1.0, 1.0)
     (loss / (share.stop - share.start)).backward()
     own = {n: p.grad.clone() for n, p in alone.D.named_parameters() if p.grad is not None}

@@ -19,7 +19,7 @@ def test_after_one_half_life_the_past_weighs_one_half_whatever_the_batch(batch_s
     nn.init.ones_(player.weight)
     for _ in range(10_000 // batch_size):
         average.update(decay(config, new_images=batch_size, nimg=10**9))
-    assert average.module.weight.item() == pytest.approx(0.5, abs=1e-3)
+    assert average.module.get_parameter("weight").item() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_half_life_ramps_up_with_the_images_seen():
@@ -34,7 +34,9 @@ def test_buffers_are_copied_not_averaged():
     average = Average(player)
     player(torch.randn(8, 2) + 5)
     average.update(0.9)
-    assert torch.equal(average.module.running_mean, player.running_mean)
+    assert torch.equal(
+        average.module.get_buffer("running_mean"), player.get_buffer("running_mean")
+    )
     assert average.module.num_batches_tracked == 1
     assert not average.module.training
     assert not any(p.requires_grad for p in average.module.parameters())

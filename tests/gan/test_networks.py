@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gan.config import DiscriminatorConfig, GeneratorConfig, Sample
+from gan.config import DiscriminatorConfig, GeneratorConfig, Network, Norm, Sample
 from gan.networks import FAMILIES, build_discriminator, build_generator
 
 SHAPES = {
@@ -15,7 +15,14 @@ SHAPES = {
 CASES = [(family, shape) for family in FAMILIES for shape in SHAPES[family]]
 
 
-def players(family: str, shape: tuple[int, ...], *, classes: int = 0, norm="none", seed: int = 0):
+def players(
+    family: Network,
+    shape: tuple[int, ...],
+    *,
+    classes: int = 0,
+    norm: Norm = "none",
+    seed: int = 0,
+):
     how = {
         "conditioning": "projection" if classes else "none",
         "sample": Sample(shape, classes),

@@ -27,7 +27,7 @@ def test_latents_are_standard_normal_and_repeatable():
 
 
 def test_public_latents_are_numpys_frozen_stream():
-    """The first normals of RandomState(0), as NumPy has drawn them since its beginnings (NEP 19)."""
+    """The first normals of RandomState(0), as NumPy has always drawn them (NEP 19)."""
     z = public_latents(np.array([0, 1]), latent_dim=3)
     expected = [[1.76405235, 0.40015721, 0.97873798], [1.62434536, -0.61175641, -0.52817175]]
     np.testing.assert_allclose(z.numpy(), expected, rtol=1e-6)
@@ -69,7 +69,7 @@ def test_truncation_zero_is_the_mean_latent_and_one_changes_nothing():
 
 def test_labels_are_honoured_or_picked_by_the_seed():
     G = generator(3)
-    picked = public_labels(np.array([5]), num_classes=3).item()
+    picked = int(public_labels(np.array([5]), num_classes=3))
     drawn = images_of(G, [5, 5], latent_dim=6, num_classes=3, labels=[None, picked])
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(

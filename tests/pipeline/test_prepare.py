@@ -21,9 +21,8 @@ def pixels_of(shards, number: int = 0) -> np.ndarray:
 
 def write_idx(path, array: np.ndarray) -> None:
     header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "wb") as file:
-        file.write(header + array.astype(np.uint8).tobytes())
+    data = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
 @pytest.fixture
@@ -52,6 +51,7 @@ def test_the_embedded_digits_are_all_there(tmp_path):
         974,
         1009,
     ]  # as LeCun's test set has them
+    assert labels is not None
     assert labels.bincount().tolist() == counts
     assert int(images[:, :, :2].max()) == 0  # 28 px in the middle of 32
     assert labels[:5].tolist() == [7, 2, 1, 0, 4]
@@ -168,5 +168,5 @@ def test_sources_that_cannot_be_used_are_refused_with_a_reason(tmp_path, make, w
 
 def test_images_beside_sub_folders_are_refused_because_they_would_have_no_class(tmp_path, folder):
     Image.new("RGB", (8, 8)).save(folder / "stray.png")
-    with pytest.raises(ConfigError, match="stray.png"):
+    with pytest.raises(ConfigError, match=r"stray\.png"):
         prepare(str(folder), str(tmp_path / "out"))

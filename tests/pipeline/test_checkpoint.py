@@ -1,0 +1,90 @@
+"""Checkpoints: whole or not there, and the one before where the newest is damaged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.checkpoint import CheckpointWriter, latest_checkpoint, newest_nimg
+from pipeline.storage import Folder
+from tests.conftest import small_game
+from tests.gan.play import new_game, play_rounds
+
+
+def publish(storage: Folder, *nimgs: int, keep: int = 2) -> None:
+    writer = CheckpointWriter(storage, keep=keep)
+    for nimg in nimgs:
+        writer.publish(
+            nimg, {"weight": torch.full((3,), float(nimg)), "turns": torch.tensor(nimg)}
+        )
+    writer.wait()
+
+
+def test_the_newest_is_read_back_and_old_ones_go(tmp_path):
+    storage = Folder(tmp_path)
+    assert latest_checkpoint(storage) is None
+    assert newest_nimg(storage) == 0
+    publish(storage, 10, 20, 30)
+    found = latest_checkpoint(storage)
+    assert found is not None
+    assert found.nimg == newest_nimg(storage) == 30
+    assert found.state["weight"].tolist() == [30, 30, 30]
+    assert {name.split("/")[1] for name in storage.names()} == {"000000000020", "000000000030"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:40]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xff"),
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+    ],
+    ids=["cut", "flipped", "deleted", "empty"],
+)
+@pytest.mark.parametrize("file", ["game.safetensors", "checkpoint.json"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, file, damage):
+    storage = Folder(tmp_path)
+    publish(storage, 10, 20)
+    damage(storage.path(f"checkpoints/000000000020/{file}"))
+    found = latest_checkpoint(storage)
+    assert found is not None
+    assert found.nimg == 10
+    if storage.exists("checkpoints/000000000020/checkpoint.json"):
+        assert "000000000020" in caplog.text
+
+
+def test_a_checkpoint_is_a_copy_of_the_moment(tmp_path):
+    storage = Folder(tmp_path)
+    weight = torch.ones(3)
+    writer = CheckpointWriter(storage, keep=1)
+    writer.publish(1, {"weight": weight})
+    weight.zero_()
+    writer.wait()
+    found = latest_checkpoint(storage)
+    assert found is not None
+    assert found.state["weight"].tolist() == [1, 1, 1]
+
+
+def test_a_game_goes_through_files_bit_for_bit(tmp_path):
+    game = play_rounds(new_game(small_game()), 3)
+    writer = CheckpointWriter(Folder(tmp_path), keep=1)
+    writer.publish(game.nimg, game.state_dict())
+    writer.wait()
+    found = latest_checkpoint(Folder(tmp_path))
+    assert found is not None
+    resumed = new_game(small_game())
+    resumed.load_state_dict(found.state)
+    play_rounds(game, 3)
+    play_rounds(resumed, 3)
+    a, b = game.state_dict(), resumed.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_failed_write_is_raised_at_the_next_chance(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    writer = CheckpointWriter(Folder(tmp_path), keep=1)
+    writer.publish(1, {"weight": torch.ones(1)})
+    with pytest.raises(OSError, match="checkpoints"):
+        writer.wait()

@@ -1,0 +1,150 @@
+"""The core of a run in one process: journal, snapshots, stopping and going on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gan.config import ConfigError
+from pipeline.checkpoint import latest_checkpoint
+from pipeline.experiment import Experiment
+from pipeline.experiment_file import experiment_from_dict
+from pipeline.find import find_generator
+from pipeline.play import DivergedError, play
+from pipeline.run import Run, free_name
+
+
+def small_experiment(stripes, tmp_path, **changes) -> Experiment:
+    """A run of 256 images: 8 ticks, checkpoints at every other, judged three times."""
+    values = {
+        "name": "small",
+        "data": {"shards": stripes.uri},
+        "generator": {"width": 8, "latent_dim": 4, "lr": 1e-3},
+        "discriminator": {"width": 8, "lr": 1e-3},
+        "turns": {"total_kimg": 0.256, "batch_size": 16},
+        "tracking": {"tick_kimg": 0.032},
+        "checkpoint": {"every_kimg": 0.064},
+        "evaluate": {"every_kimg": 0.1, "images": 50},
+        "cluster": {"storage": str(tmp_path / "runs")},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section] = {**values.get(section, {}), name: value} if name else value
+    return experiment_from_dict(values)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    found = latest_checkpoint(run.storage)
+    assert found is not None
+    return found.state
+
+
+def curve(run: Run) -> list:
+    """What the journal says, without the clock."""
+    return [
+        (
+            line.nimg,
+            {k: v for k, v in line.metrics.items() if k != "speed/img_per_sec"},
+            line.picture,
+        )
+        for line in run.journal()
+    ]
+
+
+@pytest.fixture
+def undisturbed(stripes, tmp_path) -> Run:
+    run = Run.open("whole", small_experiment(stripes, tmp_path, name="whole"), stripes)
+    assert play(run, stripes).finished
+    return run
+
+
+def test_a_run_journals_every_tick_once_and_keeps_its_best_generator(undisturbed):
+    lines = list(undisturbed.journal())
+    assert [line.nimg for line in lines] == list(range(32, 257, 32))
+    judged = [line for line in lines if line.picture]
+    assert [line.nimg for line in judged] == [128, 224, 256]
+    assert all("score/fd_pixels_50" in line.metrics for line in judged)
+    best = undisturbed.best()
+    assert best is not None
+    assert best.card.score("fd") == min(line.metrics["score/fd_pixels_50"] for line in judged)
+    assert undisturbed.storage.path(judged[0].picture).read_bytes()[:4] == b"\x89PNG"
+    generator = find_generator(undisturbed.storage.uri, storage="nowhere")
+    assert generator.images([0, 1]).shape == (2, 1, 8, 8)
+    assert generator.sha256 == best.sha256
+
+
+@pytest.mark.parametrize("stop_after", [32, 96, 224])
+def test_a_run_stopped_and_resumed_ends_as_the_undisturbed_one(
+    stripes, tmp_path, undisturbed, monkeypatch, stop_after
+):
+    run = Run.open("cut", small_experiment(stripes, tmp_path, name="cut"), stripes)
+    monkeypatch.setattr(
+        Run,
+        "stop_requested",
+        property(lambda r: max((ln.nimg for ln in r.journal()), default=0) == stop_after),
+    )
+    outcome = play(run, stripes)
+    assert (outcome.nimg, outcome.finished) == (stop_after, False)
+    monkeypatch.undo()
+
+    again = Run.open("cut", small_experiment(stripes, tmp_path, name="cut"), stripes)
+    assert again.id == run.id
+    assert play(again, stripes).finished
+    a, b = weights(undisturbed), weights(again)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert curve(again) == curve(undisturbed)
+
+
+def test_a_run_that_died_between_checkpoints_replays_without_double_lines(
+    stripes, tmp_path, undisturbed, monkeypatch
+):
+    run = Run.open("dead", small_experiment(stripes, tmp_path, name="dead"), stripes)
+
+    def die(self):
+        if max((line.nimg for line in self.journal()), default=0) == 160:
+            raise SystemError(
+                "power cut"
+            )  # after the tick at 160 was journalled, 32 images past a checkpoint
+        return False
+
+    monkeypatch.setattr(Run, "stop_requested", property(die))
+    with pytest.raises(SystemError):
+        play(run, stripes)
+    monkeypatch.undo()
+    again = Run.open("dead", small_experiment(stripes, tmp_path, name="dead"), stripes)
+    assert play(again, stripes).finished
+    assert curve(again) == curve(undisturbed)
+    a, b = weights(undisturbed), weights(again)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_changed_experiment_or_other_data_is_refused_with_what_changed(stripes, tmp_path):
+    Run.open("small", small_experiment(stripes, tmp_path), stripes)
+    with pytest.raises(ConfigError) as caught:
+        Run.open("small", small_experiment(stripes, tmp_path, generator__lr=5e-4, seed=3), stripes)
+    text = "\n".join(caught.value.mistakes)
+    assert "generator.lr was 0.0002" in text or "generator.lr was 0.001" in text
+    assert "seed was 0 when the run began and is 3 now" in text
+    import dataclasses
+
+    other = dataclasses.replace(stripes, digest="f" * 64)
+    with pytest.raises(ConfigError, match="digest ffffffffffff"):
+        Run.open("small", small_experiment(stripes, tmp_path), other)
+    Run.open("small", small_experiment(stripes, tmp_path, cluster__workers=2), stripes)
+
+
+def test_a_game_that_diverges_says_so_and_stops(stripes, tmp_path):
+    wild = small_experiment(stripes, tmp_path, generator__lr=1e30, discriminator__lr=1e30)
+    run = Run.open("small", wild, stripes)
+    with pytest.raises(DivergedError, match=r"diverged: .* is (nan|inf).*kimg"):
+        play(run, stripes)
+
+
+def test_a_new_run_beside_complete_ones_takes_the_next_name(undisturbed, stripes, tmp_path):
+    from pipeline.storage import Folder
+
+    storage = Folder(tmp_path / "runs")
+    assert free_name(storage, "whole") == "whole"  # not complete: it can be resumed
+    undisturbed.complete({})
+    assert free_name(storage, "whole") == "whole-2"
