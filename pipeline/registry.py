@@ -12,6 +12,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient, artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -27,6 +28,7 @@ from pipeline.tracking import Backend
 CHAMPION = "champion"
 CANDIDATE = "candidate"
 SERVED = "served.py"
+PROOF_SEEDS = range(4)
 GENERATOR = "generator"  # the artifact's folder inside the model
 
 
@@ -57,9 +59,13 @@ def register(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> Reg
     version = _find(client, model, best.sha256)
     known = version is not None
     if version is None:
-        source = _log_model(where, run, best, mlflow_run_id=mlflow_run_id)
+        source, model_id = _log_model(where, run, best, mlflow_run_id=mlflow_run_id)
         version = client.create_model_version(
-            model, source=source, run_id=mlflow_run_id, tags=_lineage_tags(run, best)
+            model,
+            source,
+            run_id=mlflow_run_id,
+            tags=_lineage_tags(run, best),
+            model_id=model_id,
         )
     client.set_registered_model_alias(model, CANDIDATE, version.version)
     if CHAMPION not in client.get_registered_model(model).aliases:
@@ -115,8 +121,10 @@ def _lineage_tags(run: Run, best: Best) -> dict[str, Any]:
     }
 
 
-def _log_model(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> str:
-    """Logs the snapshot as a pyfunc model and returns its URI."""
+def _log_model(
+    where: Backend, run: Run, best: Best, *, mlflow_run_id: str
+) -> tuple[str, str | None]:
+    """Logs the snapshot as a pyfunc model, proves that it draws, and returns its URI and id."""
     mlflow.set_tracking_uri(where.uri)
     mlflow.set_registry_uri(where.uri)
     height = best.card.sample.shape[1]
@@ -143,5 +151,20 @@ def _log_model(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> s
                 artifacts={GENERATOR: str(bundle)},
                 signature=signature,
                 pip_requirements=["forger"],
+                input_example=_rows(PROOF_SEEDS),
             )
-    return info.model_uri
+    _prove(run, best, info.model_uri)
+    return info.model_uri, info.model_id
+
+
+def _rows(seeds: range) -> pd.DataFrame:
+    return pd.DataFrame({"seed": list(seeds)})
+
+
+def _prove(run: Run, best: Best, uri: str) -> None:
+    """Loads the logged model as any user would; it must draw what the snapshot draws."""
+    drawn = mlflow.pyfunc.load_model(uri).predict(_rows(PROOF_SEEDS))
+    snapshot = read_snapshot(run.storage, best.folder)
+    expected = snapshot.images(list(PROOF_SEEDS)).permute(0, 2, 3, 1).numpy()
+    if not np.array_equal(drawn, expected):
+        raise RuntimeError(f"{uri} draws other images than {best.folder}; it was not registered")

@@ -25,6 +25,8 @@ from pipeline.run import JournalLine, Run
 from pipeline.storage import Folder
 
 log = logging.getLogger(__name__)
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every migration it makes
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 # Before mlflow is imported: its own defaults keep a caller waiting 247 s for a dead server.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -88,16 +90,14 @@ class Tracker:
     """One run's end of MLflow. One process a run has it: the driver."""
 
     def __init__(self, where: Backend, run: Run):
-        import mlflow
         from mlflow import MlflowClient
 
         self.where, self.run = where, run
-        self._mlflow = mlflow
         self.client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
         self.experiment_id = self._experiment_id()
         self.run_id = self._find_run() or self._create_run()
         self.client.update_run(self.run_id, status="RUNNING")
-        self._shipped = self._read_shipped()
+        self.shipped = self._read_shipped()  # nimg of the last journal line that MLflow has
 
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -159,7 +159,7 @@ class Tracker:
         """Sends journal lines that were not sent yet, metrics in one call, then their pictures."""
         from mlflow.entities import Metric
 
-        fresh = [line for line in lines if line.nimg > self._shipped]
+        fresh = [line for line in lines if line.nimg > self.shipped]
         if not fresh:
             return
         metrics = [
@@ -171,8 +171,8 @@ class Tracker:
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
         self._ship_pictures(fresh)
-        self._shipped = fresh[-1].nimg
-        record = {"nimg": self._shipped, "mlflow_run_id": self.run_id}
+        self.shipped = fresh[-1].nimg
+        record = {"nimg": self.shipped, "mlflow_run_id": self.run_id}
         self.run.storage.write(SHIPPED, json.dumps(record).encode())
 
     def _ship_pictures(self, lines: list[JournalLine]) -> None:

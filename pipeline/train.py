@@ -24,22 +24,21 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 import ray.train
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from gan.config import ConfigError, check_sample
 from pipeline.checkpoint import newest_nimg
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
-from pipeline.experiment_file import experiment_from_dict
 from pipeline.extractors import load_extractor
-from pipeline.play import DivergedError, Outcome, play
+from pipeline.play import Outcome
 from pipeline.registry import Registered, register
 from pipeline.run import JournalLine, Run, free_name
 from pipeline.shards import verify_shards
 from pipeline.storage import open_storage
 from pipeline.tracking import Backend, Tracker, backend
+from pipeline.worker import work
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +47,12 @@ REACH_SEC = 3
 COLLECTIVE_TIMEOUT_SEC = 600
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # no objects pass through Ray here
 RAY_FOLDER = "ray"
+# A Ray of our own reports to nobody, and its dozen side processes share the workers' cores.
+QUIET_RAY = {
+    "RAY_enable_metrics_collection": "false",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "false",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,33 +154,27 @@ class _Follower:
     def __init__(self, run: Run, tracker: Tracker, watcher: Watcher):
         self.run, self.tracker, self.watcher = run, tracker, watcher
         self._seen = max((line.nimg for line in run.journal()), default=-1)
-        self._unsent = list(run.journal())
         self._complained = False
 
     def follow(self) -> None:
-        """Tells what is new. A tracking server that fails is named once, and tried again the next
-        time.
-        """
-        fresh = list(self.run.journal(after=self._seen))
-        for line in fresh:
-            self.watcher.ticked(line)
+        """Tells what is new; a tracking server that fails is named once, and tried again."""
+        for line in self.run.journal(after=self._seen):
             self._seen = line.nimg
-        self._unsent += fresh
+            self.watcher.ticked(line)
         try:
-            self.tracker.ship(self._unsent)
-            self._unsent = []
+            self.tracker.ship(list(self.run.journal(after=self.tracker.shipped)))
         except Exception as error:  # whatever tracking does, training goes on
             if not self._complained:
                 log.warning("MLflow took no metrics (%s); training goes on, they are kept", error)
             self._complained = True
 
     def last(self) -> None:
-        """Tells what is new, and says so where MLflow never took some of it."""
+        """Tells what is new, and says so where MLflow did not take all of it."""
         self.follow()
-        if self._unsent:
+        if self.tracker.shipped < self._seen:
             self.watcher.said(
-                f"{len(self._unsent)} ticks did not reach MLflow; "
-                f"they are in {self.run.storage.uri}, and the next command on this run sends them"
+                f"some ticks did not reach MLflow; they are in {self.run.storage.uri}, "
+                f"and the next command on this run sends them"
             )
 
 
@@ -184,19 +183,23 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
     trainer = _trainer(run, shards)
     ended: dict[str, Any] = {}
 
+    over = (
+        threading.Event()
+    )  # not Thread.join, which an interrupt leaves believing that it is over
+
     def fit() -> None:
         try:
             ended["value"] = trainer.fit().return_value
         except BaseException as error:
             ended["error"] = error
+        over.set()
 
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
     stopping = False
-    while thread.is_alive():
+    while not over.is_set():
         try:
             follower.follow()
-            thread.join(POLL_SEC)
+            over.wait(POLL_SEC)
         except KeyboardInterrupt:
             if stopping:
                 raise
@@ -226,7 +229,7 @@ def _trainer(run: Run, shards: ShardSet) -> TorchTrainer:
         "threads": cluster.cpus_per_worker,
     }
     return TorchTrainer(
-        _worker,
+        work,
         train_loop_config=job,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SEC),
         scaling_config=ScalingConfig(
@@ -242,21 +245,6 @@ def _trainer(run: Run, shards: ShardSet) -> TorchTrainer:
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
-
-
-def _worker(job: dict[str, Any]) -> dict[str, Any]:
-    """One rank, in its own process: Ray has made the process group, the run's folder says the
-    rest.
-    """
-    torch.set_num_threads(job["threads"])
-    run = Run.at(open_storage(job["run"]))
-    run.experiment = experiment_from_dict(job["experiment"])
-    try:
-        return dataclasses.asdict(play(run, open_shards(job["shards"]), device=get_device()))
-    except (
-        DivergedError
-    ) as error:  # the same on every rank and every retry: no fault of the cluster
-        return {"diverged": str(error)}
 
 
 def _use_gpu(experiment: Experiment) -> bool:
@@ -294,6 +282,7 @@ def _ray(experiment: Experiment):
                 cluster.cpus_per_worker,
                 have,
             )
+        os.environ.update({k: v for k, v in QUIET_RAY.items() if k not in os.environ})
         ray.init(
             address="local",
             num_cpus=max(wanted, have),

@@ -46,10 +46,10 @@ name = "projection"
 [objective]
 penalty_interval = 4
 [turns]
-total_kimg = 8
+total_kimg = 4
 batch_size = 16
 [tracking]
-tick_kimg = 0.25
+tick_kimg = 0.125
 [evaluate]
 images = 200
 [cluster]
@@ -105,7 +105,7 @@ class Desk:
 def weights(run: Run) -> dict[str, torch.Tensor]:
     found = latest_checkpoint(run.storage)
     assert found is not None
-    assert found.nimg == 8000
+    assert found.nimg == 4000
     return found.state
 
 
@@ -163,7 +163,7 @@ def desk(tmp_path_factory) -> Desk:
 
 
 def test_the_main_job_ends_with_a_tracked_run_and_a_registered_champion(desk):
-    assert "complete at 8.0 kimg" in desk.output
+    assert "complete at 4.0 kimg" in desk.output
     assert "models:/stripes/1 (champion)" in desk.output
     assert_tracked_once(desk, "stripes")
     leftovers = {p.name for p in (desk.folder / "runs" / "stripes").iterdir()}
@@ -236,7 +236,7 @@ def test_evaluate_judges_the_champion_as_training_did(desk):
 
 def test_a_complete_run_is_not_trained_again_and_again_begins_another(desk):
     first = desk.open_run()
-    assert "complete at 8.0 kimg" in desk.run("train", "stripes.toml")
+    assert "complete at 4.0 kimg" in desk.run("train", "stripes.toml")
     output = desk.run("train", "stripes.toml", "--again")
     assert "the same weights as before" in output
     assert_same_end(desk.open_run("stripes-2"), first)
@@ -253,7 +253,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(desk, tmp_path):
     assert "to go on: forger train stripes.toml" in output
     stopped = latest_checkpoint(here.open_run().storage)
     assert stopped is not None
-    assert 0 < stopped.nimg < 8000
+    assert 0 < stopped.nimg < 4000
     assert stopped.nimg == max(line.nimg for line in here.open_run().journal())
     assert "resuming at" in here.run("train", "stripes.toml")
     assert_same_end(here.open_run(), desk.open_run())
@@ -325,7 +325,7 @@ def test_a_real_mlflow_server_tracks_the_same_as_the_local_file(desk, tmp_path):
                     break
             assert server.poll() is None, (tmp_path / "server.log").read_text()
             time.sleep(0.2)
-        output = here.run("train", "stripes.toml", "turns.total_kimg=8", MLFLOW_TRACKING_URI=uri)
+        output = here.run("train", "stripes.toml", MLFLOW_TRACKING_URI=uri)
         assert f"{uri}/#/experiments/" in output
         assert_tracked_once(here, "stripes", uri)
         here.run("sample", "models:/stripes@champion", "-o", "grid.png", MLFLOW_TRACKING_URI=uri)

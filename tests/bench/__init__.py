@@ -1,0 +1,1 @@
+"""Benchmarks: ratios of one thing to another, measured side by side in one run."""
