@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from gan.config import ConfigError, Schedule
@@ -55,6 +56,15 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
 def experiment_from_dict(values: Mapping[str, Any]) -> Experiment:
     """The experiment of `Experiment.to_dict()`. Raises ConfigError naming every mistake."""
     return _validated(dict(values), sources={})
+
+
+def experiment_toml(experiment: Experiment) -> str:
+    """The experiment as a file that `load_experiment` reads; what the run chooses is left out."""
+    values: dict[str, Any] = {}
+    for key, value in leaves(experiment.to_dict()):
+        if value is not None:
+            _put(values, key, value)
+    return tomli_w.dumps(values)
 
 
 def _read(path: Path, *, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -6,6 +6,7 @@ world wants of it is said there too (a stop request).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from gan.sampling import fixed_labels, images_of
 from gan.world import World
 from pipeline.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.dataset import ShardSet
-from pipeline.evaluate import Judge
+from pipeline.evaluate import Judge, Score
 from pipeline.extractors import load_extractor
 from pipeline.loader import batches
 from pipeline.pictures import grid_png
@@ -25,7 +26,8 @@ from pipeline.run import GRID, SNAPSHOTS, JournalLine, JournalWriter, Run, now_m
 from pipeline.shards import ShardReader
 from pipeline.snapshot import CARD, TENSORS, SnapshotCard, write_snapshot
 
-PREVIEW_IMAGES = 64
+PREVIEW_ROWS = 8
+MAX_PREVIEW_COLUMNS = 16  # classes side by side; without classes, or with more, 8 columns
 
 
 class DivergedError(Exception):
@@ -126,7 +128,7 @@ class _Host:
             )
             metrics |= score.metrics
             if self.first:
-                picture = self._keep_snapshot(tick.nimg, score.metrics)
+                picture = self._keep_snapshot(tick.nimg, score)
         if self.first:
             self.journal.add(JournalLine(tick.nimg, now_ms(), tick.seconds, metrics, picture))
 
@@ -141,33 +143,36 @@ class _Host:
         if self.first:
             self.checkpoints.wait()
 
-    def _keep_snapshot(self, nimg: int, scores: dict[str, float]) -> str:
+    def _keep_snapshot(self, nimg: int, score: Score) -> str:
         folder = f"{SNAPSHOTS}/{nimg:012d}"
         sample = self.shards.sample
         conditional = self.experiment.conditioning.name != "none"
         classes = self.shards.num_classes if conditional else 0
-        labels = fixed_labels(PREVIEW_IMAGES, num_classes=classes)
+        columns = classes if 1 < classes <= MAX_PREVIEW_COLUMNS else PREVIEW_ROWS
+        count = PREVIEW_ROWS * columns
+        labels = fixed_labels(count, num_classes=classes)
         images = images_of(
             self.game.G_ema,
-            range(PREVIEW_IMAGES),
+            range(count),
             latent_dim=self.experiment.generator.latent_dim,
             num_classes=classes,
             labels=None if labels is None else labels.tolist(),
         )
-        self.run.storage.write(f"{folder}/{GRID}", grid_png(images))
+        self.run.storage.write(f"{folder}/{GRID}", grid_png(images, columns=columns))
         card = SnapshotCard(
             nimg=nimg,
             generator=self.experiment.generator,
             conditioning=self.experiment.conditioning.name,
             sample=sample,
             classes=self.shards.classes if conditional else (),
-            scores=scores,
+            scores=score.metrics,
             lineage={
                 "run_id": self.run.id,
                 "run_name": self.run.name,
                 "experiment": self.experiment.to_dict(),
                 "data_digest": self.shards.digest,
                 "seed": self.experiment.seed,
+                "judged": dataclasses.asdict(score),
                 **self.run.lineage,
             },
         )

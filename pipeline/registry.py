@@ -116,6 +116,7 @@ def _lineage_tags(run: Run, best: Best) -> dict[str, Any]:
         "forger.data_digest": run.data_digest,
         "forger.experiment_digest": run.experiment.digest,
         "forger.commit": str(run.lineage.get("commit")),
+        "forger.judged": json.dumps(card.lineage["judged"]),
         "forger.packages": json.dumps(run.lineage["packages"]),
         **{name: f"{value:.6g}" for name, value in card.scores.items()},
     }

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gan.config import ConfigError
+from pipeline.experiment_file import experiment_toml
 from pipeline.run import JournalLine, Run
 from pipeline.storage import Folder
 
@@ -145,7 +145,7 @@ class Tracker:
 
         params = [Param(k, str(v)[:MAX_PARAM]) for k, v in self.run.experiment.flat().items()]
         self.client.log_batch(run_id, params=params)
-        self.client.log_dict(run_id, self.run.experiment.to_dict(), "experiment.json")
+        self.client.log_text(run_id, experiment_toml(self.run.experiment), "experiment.toml")
         self.client.log_dict(run_id, lineage, "lineage.json")
         return run_id
 
@@ -194,12 +194,19 @@ class Tracker:
                     self.run_id, pixels, key=PICTURES, step=line.nimg, timestamp=line.time_ms
                 )
 
-    def finish(self, status: str, *, metrics: dict[str, float] | None = None) -> None:
+    def finish(self, status: str) -> None:
         """Ends MLflow's run as FINISHED, FAILED or KILLED (stopped, can be resumed)."""
-        now = int(time.time() * 1000)
-        for name, value in (metrics or {}).items():
-            self.client.log_metric(self.run_id, name, value, timestamp=now)
         self.client.set_terminated(self.run_id, status=status)
+
+    def log_best(self, scores: dict[str, float], line: JournalLine) -> None:
+        """Logs the best snapshot's scores as best/..., at the journal line that they come from."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(f"best/{name.removeprefix('score/')}", value, line.time_ms, line.nimg)
+            for name, value in scores.items()
+        ]
+        self.client.log_batch(self.run_id, metrics=metrics)
 
     def tag(self, tags: dict[str, Any]) -> None:
         """Sets tags of MLflow's run."""

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ from pipeline.worker import work
 log = logging.getLogger(__name__)
 
 POLL_SEC = 0.5
+PATIENCE_SEC = 5
 REACH_SEC = 3
 COLLECTIVE_TIMEOUT_SEC = 600
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # no objects pass through Ray here
@@ -69,11 +71,12 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """What the stage tells while it works."""
+    """What the stage tells while it works.
 
-    begun: Callable[
-        [Run, str, int], None
-    ]  # the run, MLflow's address, and the nimg it starts from
+    `begun` gets the run, MLflow's address, and the nimg that the run starts from.
+    """
+
+    begun: Callable[[Run, str, int], None]
     ticked: Callable[[JournalLine], None]
     said: Callable[[str], None]
 
@@ -83,8 +86,7 @@ class TrainingError(Exception):
 
 
 def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> Trained:
-    """Trains the experiment's run to its end, from wherever it stands, and registers the best
-    generator.
+    """Trains the experiment's run to its end and registers the best generator.
 
     A run that is complete is returned as it is; with `again`, another is begun beside it. On
     KeyboardInterrupt the workers checkpoint at their next tick and the run is returned unfinished;
@@ -108,9 +110,8 @@ def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> T
     run.withdraw_stop()
 
     start = newest_nimg(run.storage)
-    with ThreadPoolExecutor(
-        1
-    ) as background:  # importing and migrating MLflow takes as long as Ray's start
+    # In the background, because importing and migrating MLflow takes as long as Ray's start.
+    with ThreadPoolExecutor(1) as background:
         waiting = background.submit(Tracker, where, run)
         if start >= experiment.turns.total_nimg:  # only the end was interrupted
             tracker = waiting.result()
@@ -129,22 +130,27 @@ def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> T
 
 
 def _complete(run: Run, outcome: Outcome, tracker: Tracker) -> Trained:
+    """Registers the best generator and closes the run; safe to do again where it was cut short."""
     best = run.best()
     assert best is not None, "a finished run has been judged at its end"
-    registered = register(tracker.where, run, best, mlflow_run_id=tracker.run_id)
-    tracker.tag({"forger.model_version": registered.uri})
-    tracker.finish(
-        "FINISHED",
-        metrics={f"best/{k.removeprefix('score/')}": v for k, v in best.card.scores.items()},
-    )
-    run.complete(
-        {
-            "nimg": outcome.nimg,
-            "best": best.folder,
-            "registered": dataclasses.asdict(registered),
-            "mlflow_url": tracker.url,
-        }
-    )
+    line = next(line for line in run.journal() if line.nimg == best.card.nimg)
+    try:
+        tracker.ship(list(run.journal(after=tracker.shipped)))
+        tracker.log_best(best.card.scores, line)
+        registered = register(tracker.where, run, best, mlflow_run_id=tracker.run_id)
+        tracker.tag({"forger.model_version": registered.uri})
+        tracker.finish("FINISHED")
+    except Exception as error:  # the training itself is safe in the run's folder
+        raise TrainingError(
+            f"{run.name} is trained, but MLflow did not take it: {type(error).__name__}: {error}"
+        ) from error
+    result = {
+        "nimg": outcome.nimg,
+        "best": best.folder,
+        "registered": dataclasses.asdict(registered),
+        "mlflow_url": tracker.url,
+    }
+    run.complete(result)
     return Trained(run, outcome.nimg, True, registered, tracker.where, tracker.url)
 
 
@@ -154,12 +160,13 @@ class _Follower:
     def __init__(self, run: Run, tracker: Tracker, watcher: Watcher):
         self.run, self.tracker, self.watcher = run, tracker, watcher
         self._seen = max((line.nimg for line in run.journal()), default=-1)
-        self._complained = False
+        self._complained = self._ticked = False
+        self._waited_sec = 0
 
     def follow(self) -> None:
         """Tells what is new; a tracking server that fails is named once, and tried again."""
         for line in self.run.journal(after=self._seen):
-            self._seen = line.nimg
+            self._seen, self._ticked = line.nimg, True
             self.watcher.ticked(line)
         try:
             self.tracker.ship(list(self.run.journal(after=self.tracker.shipped)))
@@ -167,6 +174,14 @@ class _Follower:
             if not self._complained:
                 log.warning("MLflow took no metrics (%s); training goes on, they are kept", error)
             self._complained = True
+
+    def patience(self, since: float) -> float:
+        """Says every few seconds that nothing has ticked yet; returns when it last did."""
+        if self._ticked or time.monotonic() - since < PATIENCE_SEC:
+            return since
+        self._waited_sec += PATIENCE_SEC
+        self.watcher.said(f"  the workers are starting: {self._waited_sec} s")
+        return time.monotonic()
 
     def last(self) -> None:
         """Tells what is new, and says so where MLflow did not take all of it."""
@@ -195,10 +210,11 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
         over.set()
 
     threading.Thread(target=fit, name="ray-train", daemon=True).start()
-    stopping = False
+    stopping, started = False, time.monotonic()
     while not over.is_set():
         try:
             follower.follow()
+            started = follower.patience(started)
             over.wait(POLL_SEC)
         except KeyboardInterrupt:
             if stopping:

@@ -109,3 +109,12 @@ def compare(
         warm_up(5)
     ratios = sorted(seconds(theirs, count) / seconds(ours, count) for _ in range(pairs))
     return median(ratios), ratios[pairs // 4], ratios[-1 - pairs // 4]
+
+
+def images_per_second(batch_size: int, width: int = 16) -> list[float]:
+    """Of the bare loop on this rank's process group, five times."""
+    config = digits_game(batch_size=batch_size, width=width)
+    rounds = bare_rounds(config)
+    rounds(8)
+    count = max(8, 40 * 64 // batch_size)
+    return [count * batch_size / seconds(rounds, count) for _ in range(5)]

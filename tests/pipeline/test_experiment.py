@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gan.config import ConfigError, Schedule, value_at
-from pipeline.experiment_file import experiment_from_dict, load_experiment
+from pipeline.experiment_file import experiment_from_dict, experiment_toml, load_experiment
 
 MINIMAL = 'name = "tiny"\n[data]\nshards = "data/tiny"\n'
 
@@ -63,6 +63,9 @@ def test_an_experiment_survives_its_plain_form(write):
         write(MINIMAL), ["discriminator.lr={start=1e-3,end=1e-5}"]
     ).experiment
     assert experiment_from_dict(experiment.to_dict()) == experiment
+    assert (
+        load_experiment(write(experiment_toml(experiment), "again.toml")).experiment == experiment
+    )
     assert experiment.flat()["discriminator.lr.end"] == 1e-5
     assert experiment.replace("turns.batch_size", 32).turns.batch_size == 32
 

@@ -151,7 +151,7 @@ def assert_tracked_once(desk: Desk, name: str, uri: str | None = None) -> None:
     )
     assert steps == judged
     names = {f.path for f in client.list_artifacts(tracked.info.run_id)}
-    assert {"experiment.json", "lineage.json"} <= names
+    assert {"experiment.toml", "lineage.json"} <= names
 
 
 @pytest.fixture(scope="module")
