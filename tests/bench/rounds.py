@@ -67,8 +67,12 @@ def bare_rounds(config: GameConfig) -> Callable[[int], None]:
 def textbook_rounds(config: GameConfig) -> Callable[[int], None]:
     """The DCGAN tutorials\' loop: one G forward reused, `.item()` in each step; our networks."""
     how = {"conditioning": "none", "sample": Sample(SHAPE), "seed": 0}
-    G = build_generator(config.generator, **how).to(memory_format=torch.contiguous_format)
-    D = build_discriminator(config.discriminator, **how).to(memory_format=torch.contiguous_format)
+    G, D = (
+        build_generator(config.generator, **how),
+        build_discriminator(config.discriminator, **how),
+    )
+    for parameter in [*G.parameters(), *D.parameters()]:
+        parameter.data = parameter.data.contiguous()  # the tutorials leave the layout alone
     G_optimizer = torch.optim.Adam(G.parameters(), lr=1e-3, betas=(0.0, 0.99))
     D_optimizer = torch.optim.Adam(D.parameters(), lr=1e-3, betas=(0.0, 0.99))
     size = config.turns.batch_size
