@@ -87,7 +87,7 @@ class PlayerConfig:
     network: Network = "dcgan"
     width: int = 32  # dcgan: channels at half the image's resolution; mlp: units a layer
     depth: int | None = None  # mlp: hidden layers, 3 where left out; dcgan: set by the image size
-    norm: Norm = "none"
+    norm: Norm | None = None  # dcgan: 'none' where left out
     lr: float | Schedule = 2e-4
     beta1: float = 0.0
     beta2: float = 0.99
@@ -103,7 +103,7 @@ class PlayerConfig:
             ),
             (self.depth is None or self.depth >= 1, f"depth must be >= 1, got {self.depth}"),
             (
-                self.norm == "none" or self.network == "dcgan",
+                self.norm in (None, "none") or self.network == "dcgan",
                 f"norm = '{self.norm}' is for network = 'dcgan' only; an mlp plays without",
             ),
             (low > 0 and high < math.inf, f"lr must be > 0 and finite, got {_shown(self.lr)}"),
@@ -120,7 +120,7 @@ class GeneratorConfig(PlayerConfig):
     that ties the trajectory to the number of workers.
     """
 
-    norm: Norm = "group"
+    norm: Norm | None = None  # dcgan: 'group' where left out
     latent_dim: int = 64
 
     def __post_init__(self) -> None:
@@ -225,7 +225,7 @@ class EmaConfig:
     """
 
     half_life_kimg: float = 10.0
-    ramp_up: float | None = 0.05
+    ramp_up: float = 0.05  # 0: the whole half-life from the start
 
     def __post_init__(self) -> None:
         check(
@@ -234,8 +234,8 @@ class EmaConfig:
                 f"half_life_kimg must be >= 0 and finite, got {self.half_life_kimg}",
             ),
             (
-                self.ramp_up is None or 0 < self.ramp_up < math.inf,
-                f"ramp_up must be > 0 and finite, got {self.ramp_up}",
+                0 <= self.ramp_up < math.inf,
+                f"ramp_up must be >= 0 and finite, got {self.ramp_up}",
             ),
         )
 

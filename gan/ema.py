@@ -16,7 +16,7 @@ def decay(config: EmaConfig, *, new_images: float, nimg: int) -> float:
     After one half-life it is 1/2; half-life 0 keeps nothing, so that G_ema = G.
     """
     half_life = config.half_life_kimg * 1000
-    if config.ramp_up is not None:
+    if config.ramp_up:
         half_life = min(half_life, config.ramp_up * nimg)
     return 0.5 ** (new_images / half_life) if half_life > 0 else 0.0
 

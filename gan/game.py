@@ -221,6 +221,8 @@ class Game:
         self.D.requires_grad_(True)
         self.G_optimizer.step()
         self.g_turns += 1
+        # BatchNorm counts its own rank's images; G_ema must be one generator, so rank 0's count.
+        self.world.copy_from_first(self.G.buffers())
         turns = self.config.turns
         new_images = turns.batch_size * turns.d_steps / turns.g_steps
         self._ema.update(decay(self.config.ema, new_images=new_images, nimg=self.nimg))

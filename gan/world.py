@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -32,6 +33,12 @@ class World:
         small, larger = divmod(count, self.size)
         start = self.rank * small + min(self.rank, larger)
         return slice(start, start + small + (self.rank < larger))
+
+    def copy_from_first(self, values: Iterable[Tensor]) -> None:
+        """Gives every rank rank 0's values, in place. Every rank must call this."""
+        if self.size > 1:
+            for value in values:
+                dist.broadcast(value, 0)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, in place. Every rank must call this."""

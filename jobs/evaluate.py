@@ -30,6 +30,7 @@ def command(model, against, images, extractor, storage, as_json) -> None:
     """
     from dataclasses import asdict
 
+    from gan.config import ConfigError
     from pipeline.dataset import open_shards
     from pipeline.evaluate import Judge
     from pipeline.experiment_file import experiment_from_dict
@@ -41,6 +42,14 @@ def command(model, against, images, extractor, storage, as_json) -> None:
     trained_by = experiment_from_dict(snapshot.card.lineage["experiment"])
     shards = open_shards(against or trained_by.data.shards)
     verify_shards(shards)
+    if (known := snapshot.card.sample.shape) != shards.sample.shape:
+        raise ConfigError(
+            [f"MODEL draws {known}, the data at {shards.uri} has {shards.sample.shape}"]
+        )
+    if snapshot.card.classes and snapshot.card.classes != shards.classes:
+        raise ConfigError(
+            [f"MODEL knows the classes {snapshot.card.classes}, the data has {shards.classes}"]
+        )
     judge = Judge(
         load_extractor(extractor or trained_by.evaluate.extractor, shards.sample.shape), shards
     )

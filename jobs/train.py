@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,8 @@ def command(experiment, overrides, dry_run, again) -> None:
         raise click.ClickException(
             f"{error}\nthe same command goes on from the last checkpoint"
         ) from error
-    _print_end(trained, [experiment, *overrides])
+    words = ["train", experiment, *overrides, *(["--again"] if again else [])]
+    _print_end(trained, shlex.join(["forger", *words]))
 
 
 def _print_resolved(loaded: Loaded) -> None:
@@ -139,12 +141,9 @@ def _clock(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{sec:02}s"
 
 
-def _print_end(trained: Trained, arguments: list[str]) -> None:
+def _print_end(trained: Trained, command_line: str) -> None:
     if not trained.finished:
-        click.echo(
-            f"stopped at {trained.nimg / 1000:.1f} kimg; "
-            f"to go on: forger train {' '.join(arguments)}"
-        )
+        click.echo(f"stopped at {trained.nimg / 1000:.1f} kimg; to go on: {command_line}")
         return
     registered, run = trained.registered, trained.run
     assert registered is not None

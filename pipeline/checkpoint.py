@@ -42,11 +42,16 @@ def latest_checkpoint(storage: Folder) -> Checkpoint | None:
     for manifest in sorted(_manifests(storage), reverse=True):
         try:
             return _read(storage, manifest)
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        except (FileNotFoundError, ValueError, KeyError, safetensors.SafetensorError) as error:
             log.warning(
                 "passed over the damaged checkpoint %s: %s", storage.path(manifest).parent, error
             )
     return None
+
+
+def checkpoint_at(storage: Folder, nimg: int) -> Checkpoint:
+    """The checkpoint at `nimg`, for a rank that was told which; raises where it is not whole."""
+    return _read(storage, f"{FOLDER}/{nimg:012d}/{MANIFEST}")
 
 
 def newest_nimg(storage: Folder) -> int:

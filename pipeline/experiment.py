@@ -73,7 +73,18 @@ class TrackingConfig:
     model: str | None = None  # MLflow's registered model; the experiment's name where left out
 
     def __post_init__(self) -> None:
-        check(_positive("tick_kimg", self.tick_kimg))
+        named = [("experiment", self.experiment), ("model", self.model)]
+        check(
+            _positive("tick_kimg", self.tick_kimg),
+            *(
+                (
+                    not value or not set(value) & set("/:"),
+                    f"{key} must not hold '/' or ':', got {value!r}",
+                )
+                for key, value in named
+                if value is not None
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,11 +211,9 @@ class Experiment:
         )
         values = self.to_dict()
         identity = dict(leaves({part: values[part] for part in parts}))
-        for moved in (
-            "data.shards",
-            "turns.micro_batch",
-        ):  # the digest of the data counts, not its place
-            identity.pop(moved)
+        identity.pop("data.shards")  # the digest of the data counts, not its place
+        if "batch" not in (self.generator.norm, self.discriminator.norm):
+            identity.pop("turns.micro_batch")  # else the statistics depend on it
         return identity
 
     @property

@@ -84,6 +84,11 @@ def load_extractor(name: str, shape: tuple[int, ...]) -> Extractor:
     return classifier_features(card.name, classifier, shape=tuple(shape), sha256=card.sha256)
 
 
+def absolute_name(name: str) -> str:
+    """`name` as it is understood from any folder: workers run in one of Ray's."""
+    return name if name in ("pixels", *SHIPPED) else str(Path(name).expanduser().resolve())
+
+
 def train_extractor(
     shards: ShardSet,
     destination: str,
@@ -104,6 +109,9 @@ def train_extractor(
     reader = ShardReader(shards)
     order = permute(np.arange(shards.num_images), size=shards.num_images, key=seed)
     num_train = shards.num_images * 4 // 5
+    if num_train < 1:
+        raise ConfigError([f"{shards.uri} holds too few images to train on and hold some out"])
+    batch_size = min(batch_size, num_train)
     images, labels = reader.take(order)
     assert labels is not None
     train, held_out = slice(None, num_train), slice(num_train, None)

@@ -16,7 +16,12 @@ from gan.game import Game
 from gan.loop import Tick, training
 from gan.sampling import fixed_labels, images_of
 from gan.world import World
-from pipeline.checkpoint import CheckpointWriter, latest_checkpoint
+from pipeline.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    checkpoint_at,
+    latest_checkpoint,
+)
 from pipeline.dataset import ShardSet
 from pipeline.evaluate import Judge, Score
 from pipeline.extractors import load_extractor
@@ -50,7 +55,7 @@ def play(run: Run, shards: ShardSet, *, device: torch.device | str = "cpu") -> O
     """
     experiment, world = run.experiment, World.current()
     game = Game(experiment.game, shards.sample, seed=experiment.seed, device=device)
-    checkpoint = latest_checkpoint(run.storage)
+    checkpoint = _agreed_checkpoint(run, world)
     if checkpoint is not None:
         game.load_state_dict(checkpoint.state)
     host = _Host(run, shards, game, device=device)
@@ -78,6 +83,15 @@ def play(run: Run, shards: ShardSet, *, device: torch.device | str = "cpu") -> O
     return Outcome(game.nimg, finished=game.nimg >= total)
 
 
+def _agreed_checkpoint(run: Run, world: World) -> Checkpoint | None:
+    """What rank 0 found, on every rank: on a shared folder each may see another newest."""
+    found = latest_checkpoint(run.storage) if world.is_first else None
+    nimg = int(_sum(world, found.nimg if found else 0))
+    if nimg == 0 or found is not None:
+        return found
+    return checkpoint_at(run.storage, nimg)
+
+
 def _check_finite(tick: Tick) -> None:
     lost = {name: value for name, value in tick.scalars.items() if not math.isfinite(value)}
     if lost:
@@ -94,10 +108,15 @@ def _due(before: int, now: int, every: int) -> bool:
 
 def _any(world: World, mine: bool) -> bool:
     """Whether any rank says so. Every rank must call this."""
+    return _sum(world, float(mine)) > 0
+
+
+def _sum(world: World, value: float) -> float:
+    """The sum over all ranks. Every rank must call this."""
     if world.size == 1:
-        return mine
+        return value
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    return bool(world.sum(torch.tensor(float(mine), device=device)).item())
+    return world.sum(torch.tensor(value, dtype=torch.float64, device=device)).item()
 
 
 class _Host:

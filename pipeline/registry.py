@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -151,11 +152,17 @@ def _log_model(
                 python_model=str(files("pipeline") / SERVED),
                 artifacts={GENERATOR: str(bundle)},
                 signature=signature,
-                pip_requirements=["forger"],
+                pip_requirements=_requirements(),
                 input_example=_rows(PROOF_SEEDS),
             )
     _prove(run, best, info.model_uri)
     return info.model_uri, info.model_id
+
+
+def _requirements() -> list[str]:
+    """What serving needs besides Forger itself, which has to be installed where it is served."""
+    needed = ("jaxtyping", "mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
+    return [f"{name}=={version(name).partition('+')[0]}" for name in needed]
 
 
 def _rows(seeds: range) -> pd.DataFrame:

@@ -11,10 +11,12 @@ runs/<name>/result.json               written once the run is complete
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -30,6 +32,7 @@ from pipeline.storage import Folder, open_storage
 RECORD = "run.json"
 RESULT = "result.json"
 STOP = "stop-request"
+LOCK = "lock"
 JOURNAL = "journal"
 SNAPSHOTS = "snapshots"
 GRID = "samples.png"
@@ -55,6 +58,11 @@ class Best:
     folder: str
     card: SnapshotCard
     sha256: str
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How it was judged, without the outcome."""
+        return {k: v for k, v in self.card.lineage["judged"].items() if k != "metrics"}
 
 
 @dataclass(slots=True)
@@ -137,6 +145,19 @@ class Run:
         """Takes the request back, so that the run can go on."""
         self.storage.delete(STOP)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for one driver. Raises ConfigError where another one here has it."""
+        self.storage.root.mkdir(parents=True, exist_ok=True)
+        with open(self.storage.path(LOCK), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    [f"{self.name} is being trained by another command; wait for it, or stop it"]
+                ) from None
+            yield
+
     @property
     def stop_requested(self) -> bool:
         """Whether somebody asked the workers to stop."""
@@ -165,13 +186,14 @@ class Run:
         return found
 
     def best(self) -> Best | None:
-        """The snapshot with the smallest chosen metric (`evaluate.metric`), the earlier one of
-        equals.
+        """The snapshot with the smallest chosen metric, the earlier one of equals.
+
+        Only those judged as the newest was are compared: same extractor, counts and reference.
         """
-        metric = self.experiment.evaluate.metric
-        judged = [(s.card.score(metric), s) for s in self.snapshots()]
-        found = [(score, s) for score, s in judged if score is not None]
-        return min(found, key=lambda pair: pair[0])[1] if found else None
+        metric, snapshots = self.experiment.evaluate.metric, self.snapshots()
+        alike = [s for s in snapshots if s.protocol == snapshots[-1].protocol]
+        scores = [(score, s) for s in alike if (score := s.card.score(metric)) is not None]
+        return min(scores, key=lambda pair: pair[0])[1] if scores else None
 
 
 class JournalWriter:

@@ -115,5 +115,6 @@ def read_snapshot(storage: Folder, folder: str) -> Snapshot:
     module = build_generator(
         card.generator, conditioning=card.conditioning, sample=card.sample, seed=0
     )
-    module.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    dtype = next(value.dtype for value in weights.values() if value.is_floating_point())
+    module.to(dtype).load_state_dict(weights)
     return Snapshot(card, module.eval().requires_grad_(False), sha256)

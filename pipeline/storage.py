@@ -10,6 +10,9 @@ from pathlib import Path
 
 from gan.config import ConfigError
 
+UMASK = os.umask(0o022)  # reading it means setting it: once, before there are threads
+os.umask(UMASK)
+
 
 class Folder:
     """A folder of the file system (a shared one, where several nodes take part)."""
@@ -63,7 +66,7 @@ class Folder:
             yield Path(part)
             with open(part, "rb") as written:
                 os.fsync(written.fileno())
-            os.chmod(part, 0o666 & ~_umask())
+            os.chmod(part, 0o666 & ~UMASK)
             os.replace(part, target)
         except BaseException:
             Path(part).unlink(missing_ok=True)
@@ -92,12 +95,6 @@ def open_storage(uri: str | Path) -> Folder:
             [f"storage must be a folder that every node sees (no s3:// yet), got {str(uri)!r}"]
         )
     return Folder(uri)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
 
 
 def _sync_folder(folder: Path) -> None:

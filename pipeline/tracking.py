@@ -86,6 +86,18 @@ def _reach(uri: str) -> None:
         ) from None  # fmt: skip
 
 
+def open_tracker(where: Backend, run: Run) -> Tracker:
+    """The run's end of MLflow. Raises ConfigError where MLflow refuses us, with its own words."""
+    try:
+        return Tracker(where, run)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            [f"MLflow at {where.uri} cannot be used: {type(error).__name__}: {error}"]
+        ) from error
+
+
 class Tracker:
     """One run's end of MLflow. One process a run has it: the driver."""
 
@@ -195,15 +207,21 @@ class Tracker:
                 )
 
     def finish(self, status: str) -> None:
-        """Ends MLflow's run as FINISHED, FAILED or KILLED (stopped, can be resumed)."""
-        self.client.set_terminated(self.run_id, status=status)
+        """Ends MLflow's run as FINISHED, FAILED or KILLED (stopped, can be resumed).
 
-    def log_best(self, scores: dict[str, float], line: JournalLine) -> None:
-        """Logs the best snapshot's scores as best/..., at the journal line that they come from."""
+        A server that is away at that moment is named and no more: the journal has what it missed.
+        """
+        try:
+            self.client.set_terminated(self.run_id, status=status)
+        except Exception as error:
+            log.warning("MLflow could not be told that the run is %s: %s", status, error)
+
+    def log_best(self, scores: dict[str, float], nimg: int, *, time_ms: int) -> None:
+        """Logs the best snapshot's scores as best/..., at the nimg they come from."""
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(f"best/{name.removeprefix('score/')}", value, line.time_ms, line.nimg)
+            Metric(f"best/{name.removeprefix('score/')}", value, time_ms, nimg)
             for name, value in scores.items()
         ]
         self.client.log_batch(self.run_id, metrics=metrics)

@@ -32,13 +32,13 @@ from gan.config import ConfigError, check_sample
 from pipeline.checkpoint import newest_nimg
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
-from pipeline.extractors import load_extractor
+from pipeline.extractors import absolute_name, load_extractor
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
-from pipeline.run import JournalLine, Run, free_name
+from pipeline.run import JournalLine, Run, free_name, now_ms
 from pipeline.shards import verify_shards
 from pipeline.storage import open_storage
-from pipeline.tracking import Backend, Tracker, backend
+from pipeline.tracking import Backend, Tracker, backend, open_tracker
 from pipeline.worker import work
 
 log = logging.getLogger(__name__)
@@ -107,12 +107,17 @@ def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> T
         result = run.result
         registered = Registered(**result["registered"])
         return Trained(run, result["nimg"], True, registered, where, result["mlflow_url"])
-    run.withdraw_stop()
+    with run.locked():
+        return _train(run, shards, where, watcher)
 
-    start = newest_nimg(run.storage)
+
+def _train(run: Run, shards: ShardSet, where: Backend, watcher: Watcher) -> Trained:
+    """The run, which nobody else is playing, to its end or to a stop."""
+    run.withdraw_stop()
+    experiment, start = run.experiment, newest_nimg(run.storage)
     # In the background, because importing and migrating MLflow takes as long as Ray's start.
     with ThreadPoolExecutor(1) as background:
-        waiting = background.submit(Tracker, where, run)
+        waiting = background.submit(open_tracker, where, run)
         if start >= experiment.turns.total_nimg:  # only the end was interrupted
             tracker = waiting.result()
             watcher.begun(run, tracker.url, start)
@@ -133,10 +138,10 @@ def _complete(run: Run, outcome: Outcome, tracker: Tracker) -> Trained:
     """Registers the best generator and closes the run; safe to do again where it was cut short."""
     best = run.best()
     assert best is not None, "a finished run has been judged at its end"
-    line = next(line for line in run.journal() if line.nimg == best.card.nimg)
+    judged = [line.time_ms for line in run.journal() if line.nimg == best.card.nimg]
     try:
         tracker.ship(list(run.journal(after=tracker.shipped)))
-        tracker.log_best(best.card.scores, line)
+        tracker.log_best(best.card.scores, best.card.nimg, time_ms=(judged or [now_ms()])[0])
         registered = register(tracker.where, run, best, mlflow_run_id=tracker.run_id)
         tracker.tag({"forger.model_version": registered.uri})
         tracker.finish("FINISHED")
@@ -160,13 +165,13 @@ class _Follower:
     def __init__(self, run: Run, tracker: Tracker, watcher: Watcher):
         self.run, self.tracker, self.watcher = run, tracker, watcher
         self._seen = max((line.nimg for line in run.journal()), default=-1)
-        self._complained = self._ticked = False
+        self._complained = self.ticked = False
         self._waited_sec = 0
 
     def follow(self) -> None:
         """Tells what is new; a tracking server that fails is named once, and tried again."""
         for line in self.run.journal(after=self._seen):
-            self._seen, self._ticked = line.nimg, True
+            self._seen, self.ticked = line.nimg, True
             self.watcher.ticked(line)
         try:
             self.tracker.ship(list(self.run.journal(after=self.tracker.shipped)))
@@ -177,7 +182,7 @@ class _Follower:
 
     def patience(self, since: float) -> float:
         """Says every few seconds that nothing has ticked yet; returns when it last did."""
-        if self._ticked or time.monotonic() - since < PATIENCE_SEC:
+        if self.ticked or time.monotonic() - since < PATIENCE_SEC:
             return since
         self._waited_sec += PATIENCE_SEC
         self.watcher.said(f"  the workers are starting: {self._waited_sec} s")
@@ -217,7 +222,8 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
             started = follower.patience(started)
             over.wait(POLL_SEC)
         except KeyboardInterrupt:
-            if stopping:
+            if stopping or not follower.ticked:  # before the first tick there is nothing to save
+                follower.tracker.finish("KILLED")
                 raise
             stopping = True
             run.request_stop()
@@ -238,9 +244,10 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
 
 def _trainer(run: Run, shards: ShardSet) -> TorchTrainer:
     cluster = run.experiment.cluster
+    extractor = absolute_name(run.experiment.evaluate.extractor)
     job = {
         "run": run.storage.uri,
-        "experiment": run.experiment.to_dict(),
+        "experiment": run.experiment.replace("evaluate.extractor", extractor).to_dict(),
         "shards": shards.uri,
         "threads": cluster.cpus_per_worker,
     }
@@ -266,7 +273,13 @@ def _trainer(run: Run, shards: ShardSet) -> TorchTrainer:
 def _use_gpu(experiment: Experiment) -> bool:
     """Whether each worker gets a GPU. Raises ConfigError where they are asked for but missing."""
     device, workers = experiment.cluster.device, experiment.cluster.workers
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    have = ray.cluster_resources()
+    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
+    wanted = workers * experiment.cluster.cpus_per_worker
+    if cpus < wanted:
+        raise ConfigError(
+            [f"cluster.workers x cluster.cpus_per_worker ask for {wanted} CPUs, Ray has {cpus}"]
+        )
     if device == "cuda" and gpus < workers:
         raise ConfigError(
             [f"cluster.device = 'cuda' with {workers} workers needs as many GPUs, Ray has {gpus}"]

@@ -31,10 +31,11 @@ class Generator(nn.Module):
         out_channels, size, _ = shape
         self.latent = LabelledLatent(config.latent_dim, num_classes=num_classes)
         self.first_channels = channels_at(4, size=size, width=config.width)
-        bias = config.norm == "none"  # a normalization's own shift makes another one redundant
+        name = config.norm or "group"
+        bias = name == "none"  # a normalization's own shift makes another one redundant
         self.to_4x4 = nn.Linear(self.latent.out_dim, self.first_channels * 16, bias=bias)
         he_normal(self.to_4x4, fan_in=2 * self.latent.out_dim)
-        self.to_4x4_norm = normalization(config.norm, self.first_channels)
+        self.to_4x4_norm = normalization(name, self.first_channels)
         self.ups = nn.ModuleList()
         self.norms = nn.ModuleList()
         channels, resolution = self.first_channels, 8
@@ -42,7 +43,7 @@ class Generator(nn.Module):
             wider = channels_at(resolution, size=size, width=config.width)
             self.ups.append(nn.ConvTranspose2d(channels, wider, 4, 2, 1, bias=bias))
             he_normal(self.ups[-1], fan_in=4 * channels)
-            self.norms.append(normalization(config.norm, wider))
+            self.norms.append(normalization(name, wider))
             channels, resolution = wider, resolution * 2
         self.to_image = nn.ConvTranspose2d(channels, out_channels, 4, 2, 1)
         he_normal(self.to_image, fan_in=8 * channels)
@@ -68,7 +69,9 @@ class Discriminator(nn.Module):
         channels, resolution = in_channels, size // 2
         while resolution >= 4:
             wider = channels_at(resolution, size=size, width=config.width)
-            norm = config.norm if self.downs else "none"  # the paper leaves D's first layer free
+            norm = (
+                (config.norm or "none") if self.downs else "none"
+            )  # the paper leaves D's first layer free
             self.downs.append(nn.Conv2d(channels, wider, 4, 2, 1, bias=norm == "none"))
             he_normal(
                 self.downs[-1], fan_in=16 * channels, slope=LEAK if resolution < size // 2 else 1

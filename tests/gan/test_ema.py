@@ -12,7 +12,7 @@ from gan.ema import Average, decay
 
 @pytest.mark.parametrize("batch_size", [1, 16, 1000])
 def test_after_one_half_life_the_past_weighs_one_half_whatever_the_batch(batch_size):
-    config = EmaConfig(half_life_kimg=10, ramp_up=None)
+    config = EmaConfig(half_life_kimg=10, ramp_up=0)
     player = nn.Linear(1, 1)
     nn.init.zeros_(player.weight)
     average = Average(player)

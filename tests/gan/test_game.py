@@ -183,3 +183,30 @@ def test_a_game_that_the_data_does_not_allow_is_refused_with_every_reason():
     assert [m.split()[0] for m in caught.value.mistakes] == [
         "generator.network", "discriminator.network", "conditioning.name",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"turns": TurnsConfig(batch_size=8, micro_batch=3, precision="float64")},
+        {
+            "turns": TurnsConfig(batch_size=8, d_steps=2, precision="float64"),
+            "conditioning": ConditioningConfig(name="projection"),
+            "objective": ObjectiveConfig(name="nonsaturating", penalty_interval=3),
+        },
+    ],
+    ids=["micro-batches of uneven shares", "conditional, two D turns, lazy penalty"],
+)
+def test_three_workers_play_what_one_plays(changes):
+    alone = state_after(20, changes)
+    for state in run_ranks(state_after, 3, 20, changes):
+        assert largest_difference(state, alone) < TOLERANCE["float64"]
+
+
+@pytest.mark.slow
+def test_batch_normalization_leaves_one_generator_on_all_ranks():
+    changes = {"generator": GeneratorConfig(width=8, latent_dim=4, norm="batch")}
+    first, second = run_ranks(state_after, 2, 20, changes)
+    assert any("running_mean" in name for name in first)
+    assert equal(first, second)

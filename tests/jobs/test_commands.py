@@ -124,3 +124,17 @@ def test_prepare_then_an_odd_request_for_samples(desk):
     assert "does not exist" in forger(desk, "prepare", "pictuers", "other", code=2)
     assert "MODEL must be" in forger(desk, "sample", "nothing", code=2)
     assert "must end in .png" in forger(desk, "sample", "nothing", "-o", "grid.jpg", code=2)
+
+
+@pytest.mark.slow
+def test_an_extractor_of_ones_own_is_found_by_the_workers(desk):
+    forger(desk, "extractor", "train", "data", "judge", "--epochs", "1")
+    (desk / "tiny.toml").write_text(
+        EXPERIMENT
+        + 'evaluate.extractor = "judge"\nturns = { total_kimg = 0.1, batch_size = 16 }\n'
+    )
+    assert "fd_judge_50" in forger(desk, "train", "tiny.toml")
+    output = forger(desk, "evaluate", "tiny", "--json")
+    assert "score/fd_judge_50" in output
+    write_shards(str(desk / "wide"), striped_images(9, size=16), classes=("a", "b"), origin={})
+    assert "MODEL draws (1, 8, 8)" in forger(desk, "evaluate", "tiny", "--against", "wide", code=2)

@@ -148,3 +148,37 @@ def test_a_new_run_beside_complete_ones_takes_the_next_name(undisturbed, stripes
     assert free_name(storage, "whole") == "whole"  # not complete: it can be resumed
     undisturbed.complete({})
     assert free_name(storage, "whole") == "whole-2"
+
+
+def test_a_generator_with_batch_normalization_is_read_back(stripes, tmp_path):
+    run = Run.open("small", small_experiment(stripes, tmp_path, generator__norm="batch"), stripes)
+    assert play(run, stripes).finished
+    first = find_generator(run.storage.uri, storage="nowhere")
+    for _ in range(20):  # tensors come in no fixed order
+        again = find_generator(run.storage.uri, storage="nowhere")
+        assert torch.equal(again.images([3]), first.images([3]))
+
+
+def test_snapshots_judged_otherwise_are_not_compared(stripes, tmp_path, monkeypatch):
+    run = Run.open("small", small_experiment(stripes, tmp_path), stripes)
+    monkeypatch.setattr(
+        Run, "stop_requested", property(lambda r: any(line.picture for line in r.journal()))
+    )
+    play(run, stripes)
+    monkeypatch.undo()
+    early = run.best()
+    assert early is not None
+    changed = small_experiment(stripes, tmp_path, evaluate__images=60)
+    again = Run.open("small", changed, stripes)
+    play(again, stripes)
+    best = again.best()
+    assert best is not None
+    assert "score/fd_pixels_60" in best.card.scores
+
+
+def test_a_run_has_one_driver_at_a_time(stripes, tmp_path):
+    run = Run.open("small", small_experiment(stripes, tmp_path), stripes)
+    with run.locked(), pytest.raises(ConfigError, match="another command"), run.locked():
+        raise AssertionError("two drivers")
+    with run.locked():
+        pass
