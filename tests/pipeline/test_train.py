@@ -29,7 +29,7 @@ from tests.conftest import striped_images
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_SEC = 240
+DEADLINE_SEC = 400
 EXPERIMENT = """
 name = "stripes"
 [data]
