@@ -12,12 +12,11 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gan.config import GameConfig, ObjectiveConfig, PlayerConfig, Sample, check_sample, value_at
+from gan.config import GameConfig, PlayerConfig, Sample, check_sample, value_at
 from gan.ema import Average, decay
 from gan.networks import build_discriminator, build_generator
-from gan.objectives import OBJECTIVES
-from gan.penalties import logits_and_steepness
 from gan.randomness import latents
+from gan.turns import DTurn, GTurn
 from gan.world import World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -31,80 +30,6 @@ class Batch:
 
     samples: Shaped[Tensor, "n *shape"]
     labels: Int64[Tensor, " n"] | None = None
-
-
-class DTurn(nn.Module):
-    """D and its loss as one module, so that DDP sees one forward for each backward, penalties
-    included.
-    """
-
-    def __init__(self, discriminator: nn.Module, config: ObjectiveConfig):
-        super().__init__()
-        self.player = discriminator
-        self.objective = OBJECTIVES[config.name]
-
-    def forward(
-        self,
-        real: Float[Tensor, "n *shape"],
-        fake: Float[Tensor, "n *shape"],
-        labels: Int64[Tensor, " n"] | None,
-        r1_gamma: float,
-        r2_gamma: float,
-    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The loss summed over the samples, and sums to report; gamma 0 skips that penalty."""
-
-        def score(samples: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-            return self.player(samples, labels).to(real.dtype)
-
-        if r1_gamma:
-            real_logits, r1 = logits_and_steepness(score, real)
-        else:
-            real_logits, r1 = score(real), None
-        if r2_gamma:
-            fake_logits, r2 = logits_and_steepness(score, fake)
-        else:
-            fake_logits, r2 = score(fake), None
-
-        loss = self.objective.d_loss(real_logits, fake_logits).sum()
-        report = {"d/loss": loss.detach()}
-        for name, gamma, steepness in (("d/r1", r1_gamma, r1), ("d/r2", r2_gamma, r2)):
-            if steepness is not None:
-                loss = loss + gamma / 2 * steepness.sum()
-                report[name] = steepness.detach().sum()
-        with torch.no_grad():
-            report["game/value"] = self.objective.value(real_logits, fake_logits).sum()
-            report["d/real_logit"] = real_logits.sum()
-            report["d/fake_logit"] = fake_logits.sum()
-        return loss, report
-
-
-class GTurn(nn.Module):
-    """G and its loss as one module. The opponent is not part of it: DDP must not exchange D's
-    gradients.
-    """
-
-    def __init__(self, generator: nn.Module, opponent: nn.Module, config: ObjectiveConfig):
-        super().__init__()
-        self.player = generator
-        self._opponent = (opponent,)  # a tuple hides it from nn.Module's registry
-        self.objective = OBJECTIVES[config.name]
-
-    def forward(
-        self,
-        real: Float[Tensor, "n *shape"] | None,
-        z: Float[Tensor, "n z"],
-        labels: Int64[Tensor, " n"] | None,
-    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The loss summed over the samples, and sums to report."""
-        (opponent,) = self._opponent
-        fake_logits = opponent(self.player(z, labels), labels).to(z.dtype)
-        if self.objective.pairs:
-            with torch.no_grad():
-                real_logits = opponent(real, labels).to(z.dtype)
-        else:
-            real_logits = torch.zeros_like(fake_logits)  # not looked at
-        loss = self.objective.g_loss(real_logits, fake_logits).sum()
-        return loss, {"g/loss": loss.detach()}
 
 
 class Means:

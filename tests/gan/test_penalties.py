@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from gan.config import DiscriminatorConfig, ObjectiveConfig
-from gan.game import DTurn
 from gan.networks import mlp
 from gan.penalties import logits_and_steepness
+from gan.turns import DTurn
 
 
 def test_r1_of_a_linear_d_is_its_squared_weight_norm_for_every_sample():
