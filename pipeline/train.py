@@ -6,30 +6,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-# Before ray is imported. The poll decides how soon the end of a run, or a lost worker, is noticed.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-import ray
-import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-
 from gan.config import ConfigError, check_sample
 from pipeline.checkpoint import newest_nimg
+from pipeline.cluster import check_address, connected, failure_reason, trainer
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
 from pipeline.extractors import absolute_name, load_extractor
@@ -45,16 +32,7 @@ log = logging.getLogger(__name__)
 
 POLL_SEC = 0.5
 PATIENCE_SEC = 5
-REACH_SEC = 3
-COLLECTIVE_TIMEOUT_SEC = 600
-LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # no objects pass through Ray here
 RAY_FOLDER = "ray"
-# A Ray of our own reports to nobody, and its dozen side processes share the workers' cores.
-QUIET_RAY = {
-    "RAY_enable_metrics_collection": "false",
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_event_stats": "false",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +76,7 @@ def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> T
     load_extractor(experiment.evaluate.extractor, shards.sample.shape)
     verify_shards(shards)
     where = backend(experiment.cluster.storage)
-    _check_ray_address()
+    check_address()
     name = experiment.name
     if again:
         name = free_name(open_storage(experiment.cluster.storage), name)
@@ -124,7 +102,7 @@ def _train(run: Run, shards: ShardSet, where: Backend, watcher: Watcher) -> Trai
             outcome = Outcome(start, finished=True)
         else:
             watcher.said("starting Ray and MLflow")
-            with _ray(experiment):
+            with connected(experiment.cluster):
                 tracker = waiting.result()
                 watcher.begun(run, tracker.url, start)
                 outcome = _play_on_ray(run, shards, _Follower(run, tracker, watcher))
@@ -200,7 +178,17 @@ class _Follower:
 
 def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
     """Runs the workers in a thread, so that this one can follow, and hear Ctrl-C."""
-    trainer = _trainer(run, shards)
+    cluster = run.experiment.cluster
+    extractor = absolute_name(run.experiment.evaluate.extractor)
+    job = {
+        "run": run.storage.uri,
+        "experiment": run.experiment.replace("evaluate.extractor", extractor).to_dict(),
+        "shards": shards.uri,
+        "threads": cluster.cpus_per_worker,
+    }
+    fitting = trainer(
+        work, job, cluster=cluster, name=run.name, folder=str(run.storage.path(RAY_FOLDER))
+    )
     ended: dict[str, Any] = {}
 
     over = (
@@ -209,7 +197,7 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
 
     def fit() -> None:
         try:
-            ended["value"] = trainer.fit().return_value
+            ended["value"] = fitting.fit().return_value
         except BaseException as error:
             ended["error"] = error
         over.set()
@@ -235,124 +223,8 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
     shutil.rmtree(run.storage.path(RAY_FOLDER), ignore_errors=True)
     if "error" in ended:
         follower.tracker.finish("FAILED")
-        raise TrainingError(_reason(ended["error"])) from ended["error"]
+        raise TrainingError(failure_reason(ended["error"])) from ended["error"]
     if "diverged" in ended["value"]:
         follower.tracker.finish("FAILED")
         raise ConfigError([ended["value"]["diverged"]])
     return Outcome(**ended["value"])
-
-
-def _trainer(run: Run, shards: ShardSet) -> TorchTrainer:
-    cluster = run.experiment.cluster
-    extractor = absolute_name(run.experiment.evaluate.extractor)
-    job = {
-        "run": run.storage.uri,
-        "experiment": run.experiment.replace("evaluate.extractor", extractor).to_dict(),
-        "shards": shards.uri,
-        "threads": cluster.cpus_per_worker,
-    }
-    return TorchTrainer(
-        work,
-        train_loop_config=job,
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SEC),
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
-            use_gpu=_use_gpu(run.experiment),
-            resources_per_worker={"CPU": cluster.cpus_per_worker},
-        ),
-        # A name of its own for each attempt: what resuming needs is in the run's folder, and Ray
-        # takes an old name for a run that is over.
-        run_config=RunConfig(
-            name=f"{run.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(run.storage.path(RAY_FOLDER)),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-        ),
-    )
-
-
-def _use_gpu(experiment: Experiment) -> bool:
-    """Whether each worker gets a GPU. Raises ConfigError where they are asked for but missing."""
-    device, workers = experiment.cluster.device, experiment.cluster.workers
-    have = ray.cluster_resources()
-    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
-    wanted = workers * experiment.cluster.cpus_per_worker
-    if cpus < wanted:
-        raise ConfigError(
-            [f"cluster.workers x cluster.cpus_per_worker ask for {wanted} CPUs, Ray has {cpus}"]
-        )
-    if device == "cuda" and gpus < workers:
-        raise ConfigError(
-            [f"cluster.device = 'cuda' with {workers} workers needs as many GPUs, Ray has {gpus}"]
-        )
-    return device == "cuda" or (device == "auto" and gpus >= workers)
-
-
-@contextmanager
-def _ray(experiment: Experiment):
-    """A connection to the cluster at RAY_ADDRESS, or a Ray of our own that ends with the block."""
-    address = os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if ray.is_initialized():
-        yield
-        return
-    if address:
-        try:
-            ray.init(**quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError([f"RAY_ADDRESS = {address!r} cannot be joined: {error}"]) from None
-    else:
-        cluster = experiment.cluster
-        wanted = cluster.workers * cluster.cpus_per_worker
-        have = os.cpu_count() or 1
-        if wanted > have:
-            log.warning(
-                "%d workers x %d CPUs share %d CPUs",
-                cluster.workers,
-                cluster.cpus_per_worker,
-                have,
-            )
-        os.environ.update({k: v for k, v in QUIET_RAY.items() if k not in os.environ})
-        ray.init(
-            address="local",
-            num_cpus=max(wanted, have),
-            include_dashboard=False,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            **quiet,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_ray_address() -> None:
-    """Knocks at RAY_ADDRESS, because Ray itself keeps trying for a minute."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address in ("", "auto", "local"):
-        return
-    host, colon, port = address.rpartition(":")
-    if "://" in address or not colon or not port.isdigit():
-        raise ConfigError(
-            [
-                f"RAY_ADDRESS must be host:port of the cluster's head (6379 by default), "
-                f"got {address!r}"
-            ]
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SEC).close()
-    except OSError as error:
-        raise ConfigError(
-            [
-                f"RAY_ADDRESS = {address!r} does not answer within {REACH_SEC} s ({error}); "
-                f"start the head, or unset the variable to use a Ray of this machine's own"
-            ]
-        ) from None
-
-
-def _reason(error: BaseException) -> str:
-    """The failing rank's own error, where Ray wraps it in its own."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return f"{type(error).__name__}: {error}"
-    rank, first = sorted(failures.items())[0]
-    return f"worker {rank} failed: {first}"

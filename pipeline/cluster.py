@@ -1,0 +1,152 @@
+"""The connection to Ray: the cluster at RAY_ADDRESS, or a Ray of this machine's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Before ray is imported. The poll decides how soon the end of a run, or a lost worker, is noticed.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from gan.config import ConfigError
+from pipeline.experiment import ClusterConfig
+
+log = logging.getLogger(__name__)
+
+REACH_SEC = 3
+COLLECTIVE_TIMEOUT_SEC = 600
+LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # no objects pass through Ray here
+# A Ray of our own reports to nobody, and its dozen side processes share the workers' cores.
+QUIET_RAY = {
+    "RAY_enable_metrics_collection": "false",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "false",
+}
+
+
+def check_address() -> None:
+    """Knocks at RAY_ADDRESS, because Ray itself keeps trying for a minute."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "auto", "local"):
+        return
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        raise ConfigError(
+            [
+                f"RAY_ADDRESS must be host:port of the cluster's head (6379 by default), "
+                f"got {address!r}"
+            ]
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SEC).close()
+    except OSError as error:
+        raise ConfigError(
+            [
+                f"RAY_ADDRESS = {address!r} does not answer within {REACH_SEC} s ({error}); "
+                f"start the head, or unset the variable to use a Ray of this machine's own"
+            ]
+        ) from None
+
+
+@contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[None]:
+    """A connection to the cluster at RAY_ADDRESS, or a Ray of our own that ends with the block."""
+    address = os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if ray.is_initialized():
+        yield
+        return
+    if address:
+        try:
+            ray.init(**quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError([f"RAY_ADDRESS = {address!r} cannot be joined: {error}"]) from None
+    else:
+        wanted = cluster.workers * cluster.cpus_per_worker
+        have = os.cpu_count() or 1
+        if wanted > have:
+            log.warning(
+                "%d workers x %d CPUs share %d CPUs",
+                cluster.workers,
+                cluster.cpus_per_worker,
+                have,
+            )
+        os.environ.update({k: v for k, v in QUIET_RAY.items() if k not in os.environ})
+        ray.init(
+            address="local",
+            num_cpus=max(wanted, have),
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def trainer(
+    work: Callable[[dict[str, Any]], Any],
+    job: dict[str, Any],
+    *,
+    cluster: ClusterConfig,
+    name: str,
+    folder: str,
+) -> TorchTrainer:
+    """What runs `work(job)` on each of the cluster's workers, joined in one process group.
+
+    Ray keeps its own records in `folder`, under a name of its own for each attempt: it takes an
+    old name for something that is over. Raises ConfigError where the cluster is too small.
+    """
+    return TorchTrainer(
+        work,
+        train_loop_config=job,
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SEC),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=_gives_gpus(cluster),
+            resources_per_worker={"CPU": cluster.cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=f"{name}-{uuid.uuid4().hex[:8]}",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+
+
+def _gives_gpus(cluster: ClusterConfig) -> bool:
+    """Whether each worker gets a GPU. Raises ConfigError where they are asked for but missing."""
+    device, workers = cluster.device, cluster.workers
+    have = ray.cluster_resources()
+    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
+    wanted = workers * cluster.cpus_per_worker
+    if cpus < wanted:
+        raise ConfigError(
+            [f"cluster.workers x cluster.cpus_per_worker ask for {wanted} CPUs, Ray has {cpus}"]
+        )
+    if device == "cuda" and gpus < workers:
+        raise ConfigError(
+            [f"cluster.device = 'cuda' with {workers} workers needs as many GPUs, Ray has {gpus}"]
+        )
+    return device == "cuda" or (device == "auto" and gpus >= workers)
+
+
+def failure_reason(error: BaseException) -> str:
+    """The failing rank's own error, where Ray wraps it in its own."""
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return f"{type(error).__name__}: {error}"
+    rank, first = sorted(failures.items())[0]
+    return f"worker {rank} failed: {first}"
