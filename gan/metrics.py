@@ -32,13 +32,15 @@ class FeatureMoments:
     kernel_diagonal: Float64[Tensor, ""]
 
     @classmethod
-    def zeros(cls, dim: int, *, device: torch.device | str = "cpu") -> FeatureMoments:
-        """Moments of no images yet."""
+    def zeros(
+        cls, dim: int, *, device: torch.device | str = "cpu", for_kid: bool = True
+    ) -> FeatureMoments:
+        """Moments of no images yet; without `for_kid` the costly third one is left out."""
 
         def empty(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        third = empty(dim, dim * dim) if dim <= MAX_KID_DIM else None
+        third = empty(dim, dim * dim) if for_kid and dim <= MAX_KID_DIM else None
         return cls(empty(), empty(dim), empty(dim, dim), third, empty())
 
     @property
@@ -61,12 +63,32 @@ class FeatureMoments:
         """The moments of all ranks' images together. Every rank must call this."""
         parts = [p for p in self._parts() if p is not None]
         flat = world.sum(torch.cat([p.flatten() for p in parts]))
-        whole = FeatureMoments.zeros(self.dim, device=flat.device)
+        whole = FeatureMoments.zeros(self.dim, device=flat.device, for_kid=self.third is not None)
         start = 0
         for part in [p for p in whole._parts() if p is not None]:
             part.copy_(flat[start : start + part.numel()].view(part.shape))
             start += part.numel()
         return whole
+
+    def together_with(self, other: FeatureMoments) -> FeatureMoments:
+        """The moments of these images and the other's."""
+        return self._combined(other, 1)
+
+    def without(self, other: FeatureMoments) -> FeatureMoments:
+        """The moments of these images less the other's, which must be among them."""
+        return self._combined(other, -1)
+
+    def _combined(self, other: FeatureMoments, sign: int) -> FeatureMoments:
+        third = None
+        if self.third is not None and other.third is not None:
+            third = self.third + sign * other.third
+        return FeatureMoments(
+            self.count + sign * other.count,
+            self.first + sign * other.first,
+            self.second + sign * other.second,
+            third,
+            self.kernel_diagonal + sign * other.kernel_diagonal,
+        )
 
     @property
     def mean(self) -> Float64[Tensor, " d"]:
