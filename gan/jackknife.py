@@ -33,7 +33,7 @@ def corrected_frechet(fake: Sequence[FeatureMoments], real: Sequence[FeatureMome
     estimate may fall below 0, as an unbiased one must. Raises ValueError for fewer than MIN_GROUPS
     groups, sides of different numbers of groups, and features that are not finite.
     """
-    return _jackknife(lambda f, r: frechet_distance(f, r), fake, real)
+    return _jackknife(frechet_distance, fake, real)
 
 
 def frechet_advantage(

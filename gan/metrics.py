@@ -130,7 +130,8 @@ def kid(fake: FeatureMoments, real: FeatureMoments) -> float | None:
     """Squared maximum mean discrepancy under k(x, y) = (x.y / d + 1)^3, unbiased over all pairs.
 
     Binkowski et al. 2018, section 4: the full U-statistic, not an average over subsets, since
-    (x.y / d + 1)^3 expands into products of moments. None where d is over MAX_KID_DIM.
+    (x.y / d + 1)^3 expands into products of moments. None where the third was not taken: d is
+    over MAX_KID_DIM, or a side is not `for_kid`.
     """
     if fake.third is None or real.third is None:
         return None
