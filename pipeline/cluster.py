@@ -106,8 +106,9 @@ def trainer(
 ) -> TorchTrainer:
     """What runs `work(job)` on each of the cluster's workers, joined in one process group.
 
-    Ray keeps its own records in `folder`, under a name of its own for each attempt: it takes an
-    old name for something that is over. Raises ConfigError where the cluster is too small.
+    Ray keeps its own records in `folder`. Each attempt has a name of its own there, because Ray
+    takes a name that it knows for work that is over. Raises ConfigError where the cluster is too
+    small.
     """
     return TorchTrainer(
         work,

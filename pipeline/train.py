@@ -178,22 +178,16 @@ class _Follower:
 
 def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
     """Runs the workers in a thread, so that this one can follow, and hear Ctrl-C."""
-    cluster = run.experiment.cluster
-    extractor = absolute_name(run.experiment.evaluate.extractor)
-    job = {
-        "run": run.storage.uri,
-        "experiment": run.experiment.replace("evaluate.extractor", extractor).to_dict(),
-        "shards": shards.uri,
-        "threads": cluster.cpus_per_worker,
-    }
     fitting = trainer(
-        work, job, cluster=cluster, name=run.name, folder=str(run.storage.path(RAY_FOLDER))
+        work,
+        _job(run, shards),
+        cluster=run.experiment.cluster,
+        name=run.name,
+        folder=str(run.storage.path(RAY_FOLDER)),
     )
     ended: dict[str, Any] = {}
-
-    over = (
-        threading.Event()
-    )  # not Thread.join, which an interrupt leaves believing that it is over
+    # Not Thread.join, which an interrupt leaves believing that it is over.
+    over = threading.Event()
 
     def fit() -> None:
         try:
@@ -228,3 +222,16 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
         follower.tracker.finish("FAILED")
         raise ConfigError([ended["value"]["diverged"]])
     return Outcome(**ended["value"])
+
+
+def _job(run: Run, shards: ShardSet) -> dict[str, Any]:
+    """What a worker is told; names in it hold in any folder, because Ray runs it in one of its
+    own.
+    """
+    extractor = absolute_name(run.experiment.evaluate.extractor)
+    return {
+        "run": run.storage.uri,
+        "experiment": run.experiment.replace("evaluate.extractor", extractor).to_dict(),
+        "shards": shards.uri,
+        "threads": run.experiment.cluster.cpus_per_worker,
+    }

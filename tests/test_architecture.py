@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,29 @@ def test_help_and_checked_experiments_import_no_heavy_library(arguments):
     }
     assert "gan.config" in imported or "--help" in arguments
     assert not imported & {"torch", "ray", "mlflow", "pyarrow", "numpy"}
+
+
+def test_the_stage_sets_rays_environment_before_anything_imports_ray():
+    """Ray reads these once, as it is imported; an import moved by a sorter would lose them."""
+    program = """
+import os, sys
+
+class Witness:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray":
+            print(os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"),
+                  os.environ.get("RAY_USAGE_STATS_ENABLED"))
+
+sys.meta_path.insert(0, Witness())
+import pipeline.train
+"""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0.5", "0"]
