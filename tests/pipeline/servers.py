@@ -1,8 +1,8 @@
-"""Real servers for tests, on loopback: Postgres, Ceph's S3, MLflow, and a proxy that loses answers.
+"""Real servers for tests on loopback: Postgres, Ceph's S3, MLflow, and a proxy that loses answers.
 
-Each is a context manager that starts processes of its own and ends them by their ids. A server that
-this machine does not have raises Missing; `or_skip` makes a skipped test of it, and a failed one
-where CI=true, because there the packages are installed by .ci/run.
+Each is a context manager that starts processes of its own and ends them by their ids. A server
+that this machine does not have raises Missing; `or_skip` makes a skipped test of it, and a failed
+one where CI=true, because there the packages are installed by .ci/run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from glob import glob
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -87,10 +87,8 @@ def process(command: list[str], log: Path, **options: Any) -> Iterator[subproces
     try:
         yield started
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(started.pid, 9)
-        except ProcessLookupError:
-            pass
         started.wait()
 
 
@@ -262,10 +260,12 @@ def s3() -> Iterator[dict[str, str]]:
         must(*ask, "osd", "new", osd_id, "0")
         must("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_id)
         osd = daemon("ceph-osd", "-i", "0")
-        up = lambda: b"1 up" in subprocess.run(  # noqa: E731
-            [*ask, "osd", "stat"], env=env, capture_output=True
-        ).stdout
-        wait_until(up, "ceph-osd", processes=(osd,), log=log)
+
+        def is_up() -> bool:
+            done = subprocess.run([*ask, "osd", "stat"], env=env, capture_output=True)
+            return b"1 up" in done.stdout
+
+        wait_until(is_up, "ceph-osd", processes=(osd,), log=log)
         gateway = daemon("radosgw", "-n", "client.rgw")
         wait_until(lambda: listens(port), "radosgw", processes=(gateway,), log=log)
         access, secret = "forger-test", secrets.token_hex(20)
