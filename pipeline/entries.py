@@ -119,8 +119,9 @@ class Ledger:
         return next((e for e in self.entries if e.version == self.tip), None)
 
     def by_op(self, op: str) -> Entry | None:
-        """The entry of this op that counts: the first."""
-        return next((entry for entry in self.entries if entry.op == op), None)
+        """The entry of this op: the one that took effect, or else the first."""
+        found = [entry for entry in self.entries if entry.op == op]
+        return next((e for e in found if e.takes_effect), found[0] if found else None)
 
     def at(self, version: int) -> Entry | None:
         """The entry of this version."""
@@ -142,10 +143,11 @@ def replay(
 ) -> Ledger:
     """Finds the champion: (version, tags) of every version of `model`, in any order, to a Ledger.
 
-    An entry takes effect where it expects the one that took effect before it. A repeated op counts
-    once. An entry that was deleted or edited still takes its place in the line where a whole later
-    entry expects it, or `head` names it: whoever wrote that had seen it in charge. So damage to an
-    old entry never changes the champion, and damage to the champion makes no loser the champion.
+    An entry takes effect where it expects the one that took effect before it, and an op takes
+    effect once. An entry that was deleted or edited still takes its place in the line where a
+    whole later entry expects it, or `head` names it: whoever wrote that had seen it in charge. So
+    damage to an old entry never changes the champion, and damage to the champion makes no loser
+    the champion.
     """
     read = [_read(model, version, tags) for version, tags in sorted(versions)]
     whole = {entry.version: entry for entry in read if not entry.damage}
@@ -165,6 +167,7 @@ def replay(
             fits = entry is not None and entry.expects == tip and entry.op not in ops
             if version in seen_applied or (fits and tip not in successor):
                 tip, tip_link = version, seen_applied.get(version, entry.link if entry else "")
+                ops |= {entry.op} if entry else set()
         if entry is None:
             continue
         if entry.damage:
@@ -174,7 +177,7 @@ def replay(
         elif entry.expects == tip:
             champion = entry = replace(entry, state="applied")
             tip, tip_link = version, entry.link
-        ops.add(entry.op)
+            ops.add(entry.op)
         entries.append(entry)
     return Ledger(tuple(entries), champion, tip, tip_link, missing)
 

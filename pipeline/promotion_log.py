@@ -11,16 +11,12 @@ It holds on one database: no read replica may stand between, for it would show t
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
 import random
 import re
-import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -28,6 +24,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError, check
+from pipeline.asking import create_once, explained
 from pipeline.entries import ENTRY, LINK, Entry, Head, Ledger, replay
 from pipeline.tracking import Backend
 
@@ -37,12 +34,7 @@ CHAMPION = "champion"
 HEAD = "forger.head"  # tag of the model: the entry that was last made champion
 OVERTAKEN = "forger.overtaken"  # tag of an entry that never took effect, for readers of versions
 PAGE = 500
-PAUSES_SEC = (0.1, 0.3, 1.0, 3.0)  # between tries of a call that was not answered
 MAX_PROJECTIONS = 50
-REFUSALS = {  # error codes that another try does not change
-    "PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "RESOURCE_DOES_NOT_EXIST",
-    "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +67,7 @@ class PromotionLog:
     def read(self) -> Ledger:
         """The whole log, read anew. Raises ConfigError where there is no such model."""
         self._tags = {}
-        with self._explained("be read", f"READ on the registered model {self.model!r}"):
+        with self._reading():
             self._registered = self.client.get_registered_model(self.model)
         return self.latest()
 
@@ -91,7 +83,7 @@ class PromotionLog:
         """The log as it was read, with the entries that came since. A version's number becomes
         visible after all lower ones, so reading on from the last number misses none.
         """
-        with self._explained("be read", f"READ on the registered model {self.model!r}"):
+        with self._reading():
             while True:
                 last = max(self._tags, default=0)
                 found = self.client.search_model_versions(
@@ -114,7 +106,8 @@ class PromotionLog:
 
     def create(self) -> None:
         """Creates the registered model where there is none yet."""
-        with self._explained("be created", "the right to create registered models"):
+        right = "the right to create registered models"
+        with explained(self.where, f"create the registered model {self.model!r}", right=right):
             try:
                 self.client.get_registered_model(self.model)
             except MlflowException as error:
@@ -135,34 +128,27 @@ class PromotionLog:
         before it is tried again.
         """
         check((bool(re.fullmatch(r"[\w.:-]{1,200}", entry.op)), f"op {entry.op!r} is no plain id"))
-        for pause in (*PAUSES_SEC, None):
+
+        def look() -> Entry | Ledger | None:
             ledger = self.latest()
-            if (mine := ledger.by_op(entry.op)) is not None:
-                break
-            if ledger.tip != entry.expects:
-                return None
-            try:
-                with _asked_once():
-                    self.client.create_model_version(
-                        self.model,
-                        source,
-                        tags={**tags, **entry.tags()},
-                        description=_sentence(entry),
-                        await_creation_for=0,
-                    )
-            except MlflowException as error:
-                if error.error_code in REFUSALS or pause is None:
-                    with self._explained(
-                        f"take a {entry.kind} of {source}",
-                        f"EDIT on the registered model {self.model!r} "
-                        f"and READ on that of the candidate",
-                    ):
-                        raise
-                log.info("the entry was not answered, looking for it: %s", error)
-                time.sleep(pause * random.uniform(0.5, 1))
-        else:
-            mine = self.latest().by_op(entry.op)
-        if mine is None or mine.state == "applied":
+            return ledger.by_op(entry.op) or (ledger if ledger.tip != entry.expects else None)
+
+        def write() -> None:
+            self.client.create_model_version(
+                self.model,
+                source,
+                tags={**tags, **entry.tags()},
+                description=_sentence(entry),
+                await_creation_for=0,
+            )
+
+        doing = f"take {source} into the registered model {self.model!r}"
+        right = f"EDIT on {self.model!r} and READ on that of the candidate"
+        with explained(self.where, doing, right=right):
+            mine = create_once(look, write)
+        if isinstance(mine, Ledger):  # somebody else was faster, and it was not written
+            return None
+        if mine.state == "applied":
             return mine
         try:
             self._mark_overtaken()
@@ -176,7 +162,7 @@ class PromotionLog:
         Where the entry in charge is damaged the alias stays where it is: see `reconcile`.
         """
         for turn in range(MAX_PROJECTIONS):
-            with self._explained("be read", f"READ on the registered model {self.model!r}"):
+            with self._reading():
                 self._registered = self.client.get_registered_model(self.model)
             ledger = self.latest()
             champion = ledger.champion
@@ -186,13 +172,13 @@ class PromotionLog:
             named = _named(self._registered)
             try:
                 if named != champion.version:
-                    with self._explained_refusal("have its alias moved"):
+                    with self._editing(f"move the alias {CHAMPION} of", only_denials=True):
                         self.client.set_registered_model_alias(
                             self.model, CHAMPION, str(champion.version)
                         )
                 if head is None or head.version < champion.version:
                     note = str(Head(champion.version, champion.link))
-                    with self._explained_refusal("have its tags set"):
+                    with self._editing("tag", only_denials=True):
                         self.client.set_registered_model_tag(self.model, HEAD, note)
                 elif named == champion.version:
                     return champion
@@ -209,21 +195,16 @@ class PromotionLog:
         """What the alias and the log show that they should not; None where all is as it was
         written. Changes nothing.
         """
-        for _ in range(2):  # somebody may have been about to set the alias
-            ledger = self.read()
-            assert self._registered is not None
-            named = _named(self._registered)
-            expected = None if ledger.champion is None else ledger.champion.version
-            if named == expected:
-                break
+        ledger, named, expected, noted = self._look()
+        if named != expected:  # somebody may have been about to set the alias
+            ledger, named, expected, noted = self._look()
         findings = list(ledger.damages())
         doubted = ledger.in_doubt
         if doubted is not None:
             findings.append(f"the alias stays where it is: entry {doubted.version} was in charge; "
                             f"`forger rollback {self.model}` puts a whole one there")  # fmt: skip
         elif named != expected:
-            head = Head.parse(self._registered.tags.get(HEAD))
-            made = head is not None and head.version == expected
+            made = noted is not None and noted.version == expected
             findings.append(
                 f"the alias {CHAMPION} "
                 + ("is missing" if named is None else f"names {named}")
@@ -231,6 +212,14 @@ class PromotionLog:
                 + ("it was moved by hand" if made or not expected else "a move did not finish")
             )
         return Drift(named, expected, tuple(findings)) if findings else None
+
+    def _look(self) -> tuple[Ledger, int | None, int | None, Head | None]:
+        """The log, the version that the alias names, the one that it should, and the note."""
+        ledger = self.read()
+        assert self._registered is not None
+        expected = None if ledger.champion is None else ledger.champion.version
+        noted = Head.parse(self._registered.tags.get(HEAD))
+        return ledger, _named(self._registered), expected, noted
 
     def reconcile(self) -> Drift | None:
         """Repairs what a killed command or a hand left behind, and says what it found.
@@ -249,55 +238,19 @@ class PromotionLog:
         for entry in self._ledger.entries:
             overtaken = entry.state in ("superseded", "repeated")
             if overtaken and OVERTAKEN not in self._tags[entry.version]:
-                with self._explained("have its tags set", f"EDIT on {self.model!r}"):
+                with self._editing("tag"):
                     self.client.set_model_version_tag(
                         self.model, str(entry.version), OVERTAKEN, entry.state
                     )
                 self._tags[entry.version] = {**self._tags[entry.version], OVERTAKEN: entry.state}
 
-    # --- errors for people ----------------------------------------------------------------------
+    def _reading(self) -> AbstractContextManager:
+        doing = f"read the registered model {self.model!r}"
+        return explained(self.where, doing, right=f"READ on {self.model!r}")
 
-    @contextmanager
-    def _explained(self, doing: str, right: str) -> Iterator[None]:
-        """MLflow's errors in this block as ConfigError, with what would help."""
-        try:
-            yield
-        except MlflowException as error:
-            raise ConfigError([self._words(error, doing, right)]) from None
-
-    @contextmanager
-    def _explained_refusal(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except MlflowException as error:
-            if error.error_code not in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
-                raise
-            right = f"EDIT on the registered model {self.model!r}"
-            raise ConfigError([self._words(error, doing, right)]) from None
-
-    def _words(self, error: MlflowException, doing: str, right: str) -> str:
-        match error.error_code:
-            case "PERMISSION_DENIED":
-                return (f"the model {self.model!r} may not {doing} by {who()}: that needs {right} "
-                        f"at {self.where.uri}; its administrator grants it")  # fmt: skip
-            case "UNAUTHENTICATED" | "CUSTOMER_UNAUTHORIZED":
-                return (f"MLflow at {self.where.uri} does not know {who()}; set "
-                        f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")  # fmt: skip
-            case "RESOURCE_DOES_NOT_EXIST":
-                return f"{error.message} at {self.where.uri}; the model {self.model!r} may not " \
-                       f"have been promoted yet"  # fmt: skip
-        return f"MLflow at {self.where.uri} did not let the model {self.model!r} {doing}: {error}"
-
-
-def who() -> str:
-    """Who acts: MLFLOW_TRACKING_USERNAME, or the user of this machine."""
-    if name := os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        return name
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    def _editing(self, doing: str, *, only_denials: bool = False) -> AbstractContextManager:
+        doing, right = f"{doing} the registered model {self.model!r}", f"EDIT on {self.model!r}"
+        return explained(self.where, doing, right=right, only_denials=only_denials)
 
 
 def _sentence(entry: Entry) -> str:
@@ -309,27 +262,6 @@ def _sentence(entry: Entry) -> str:
 def _named(model: RegisteredModel) -> int | None:
     version = model.aliases.get(CHAMPION)
     return None if version is None else int(version)
-
-
-_environment = threading.Lock()
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-
-
-@contextmanager
-def _asked_once() -> Iterator[None]:
-    """MLflow's client asks again by itself where an answer was lost, creates included, and would
-    create twice. It reads its patience from the environment at each call.
-    """
-    with _environment:
-        before = os.environ.get(_RETRIES)
-        os.environ[_RETRIES] = "0"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[_RETRIES]
-            else:
-                os.environ[_RETRIES] = before
 
 
 def lineage(tags: Mapping[str, str]) -> dict[str, str]:

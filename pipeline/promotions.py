@@ -13,11 +13,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gan.config import ConfigError
+from pipeline.asking import who
 from pipeline.entries import Entry, Ledger
-from pipeline.promotion_log import Drift, PromotionLog, lineage, who
+from pipeline.promotion_log import Drift, PromotionLog, lineage
 
-__all__ = ["Candidate", "Drift", "Promotion", "PromotionLog", "Verdict", "promote", "rollback",
-           "who"]  # fmt: skip
+__all__ = [
+    "Candidate",
+    "Drift",
+    "Promotion",
+    "PromotionLog",
+    "Verdict",
+    "promote",
+    "rollback",
+    "who",
+]
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +91,7 @@ class Promotion:
 
 
 def promote(
-    log_: PromotionLog,
+    promotions: PromotionLog,
     candidate: Candidate,
     decide: Callable[[Entry | None], Verdict],
     *,
@@ -100,23 +109,25 @@ def promote(
     """
     if force and not reason.strip():
         raise ConfigError(["a forced promotion needs a reason, and it is recorded"])
-    log_.create()
-    log_.reconcile()
+    promotions.create()
+    promotions.reconcile()
     for rounds in range(MAX_ROUNDS):
-        ledger = log_.latest()
+        ledger = promotions.latest()
         done, own_op = _earlier(ledger, op)
         if done is not None:
-            return _repeated(log_, ledger, done)
+            return _repeated(promotions, ledger, done)
         if ledger.in_doubt is not None:
             raise ConfigError([_doubted(ledger.in_doubt)])
         champion = ledger.champion
         if champion is not None and _same(champion, candidate):
-            return Promotion(log_.model, None, champion, None, "in charge", rounds)
+            return Promotion(promotions.model, None, champion, None, "in charge", rounds)
         verdict = decide(champion)
         if not (verdict.promote or force):
-            return Promotion(log_.model, None, champion, verdict, verdict.outcome, rounds + 1)
+            return Promotion(
+                promotions.model, None, champion, verdict, verdict.outcome, rounds + 1
+            )
         entry = Entry(
-            model=log_.model,
+            model=promotions.model,
             kind="promote",
             op=own_op,
             expects=ledger.tip,
@@ -133,18 +144,20 @@ def promote(
             forced=not verdict.promote,
             time_ms=_now_ms(),
         )
-        written = log_.append(
+        written = promotions.append(
             entry, source=f"models:/{entry.candidate}", tags=lineage(candidate.tags)
         )
         if written is not None:
-            log_.project()
-            return Promotion(log_.model, written, champion, verdict, verdict.outcome, rounds + 1)
-        log.info("another promotion of %s was faster; deciding again", log_.model)
-    raise ConfigError([_too_busy(log_.model)])
+            promotions.project()
+            return Promotion(
+                promotions.model, written, champion, verdict, verdict.outcome, rounds + 1
+            )
+        log.info("another promotion of %s was faster; deciding again", promotions.model)
+    raise ConfigError([_too_busy(promotions.model)])
 
 
 def rollback(
-    log_: PromotionLog,
+    promotions: PromotionLog,
     *,
     to: int | None = None,
     actor: str,
@@ -162,23 +175,23 @@ def rollback(
     """
     if not reason.strip():
         raise ConfigError(["a rollback needs a reason, and it is recorded"])
-    log_.reconcile()
+    promotions.reconcile()
     taken_away = None
     for rounds in range(MAX_ROUNDS):
-        ledger = log_.latest()
+        ledger = promotions.latest()
         done, own_op = _earlier(ledger, op)
         if done is not None:
-            return _repeated(log_, ledger, done)
+            return _repeated(promotions, ledger, done)
         if to is None and taken_away not in (None, ledger.tip):
             raise ConfigError(
-                [f"the champion of {log_.model!r} became entry {ledger.tip} while this command "
-                 f"ran; see `forger history {log_.model}`, and name the one you want with --to"]
+                [f"the champion of {promotions.model!r} became entry {ledger.tip} while this command "
+                 f"ran; see `forger history {promotions.model}`, and name the one you want with --to"]
             )  # fmt: skip
         taken_away = ledger.tip
-        target = _target(ledger, log_.model, to)
+        target = _target(ledger, promotions.model, to)
         verify(target)
         entry = Entry(
-            model=log_.model,
+            model=promotions.model,
             kind="rollback",
             op=own_op,
             expects=ledger.tip,
@@ -191,15 +204,15 @@ def rollback(
             reason=reason,
             time_ms=_now_ms(),
         )
-        written = log_.append(
+        written = promotions.append(
             entry,
-            source=f"models:/{log_.model}/{target.version}",  # there even if the candidate is not
-            tags=log_.lineage_of(target),
+            source=f"models:/{promotions.model}/{target.version}",  # there even if the candidate is not
+            tags=promotions.lineage_of(target),
         )
         if written is not None:
-            log_.project()
-            return Promotion(log_.model, written, ledger.champion, None, "", rounds + 1)
-    raise ConfigError([_too_busy(log_.model)])
+            promotions.project()
+            return Promotion(promotions.model, written, ledger.champion, None, "", rounds + 1)
+    raise ConfigError([_too_busy(promotions.model)])
 
 
 def _earlier(ledger: Ledger, op: str) -> tuple[Entry | None, str]:
@@ -214,9 +227,9 @@ def _earlier(ledger: Ledger, op: str) -> tuple[Entry | None, str]:
     return None, f"{op}.{number}"
 
 
-def _repeated(log_: PromotionLog, ledger: Ledger, done: Entry) -> Promotion:
-    log_.project()
-    return Promotion(log_.model, done, ledger.at(done.expects), None, done.outcome, 0)
+def _repeated(promotions: PromotionLog, ledger: Ledger, done: Entry) -> Promotion:
+    promotions.project()
+    return Promotion(promotions.model, done, ledger.at(done.expects), None, done.outcome, 0)
 
 
 def _same(champion: Entry, candidate: Candidate) -> bool:

@@ -20,6 +20,7 @@ DOORS = {  # vendor: the only modules that may import it
         "pipeline.served",
         "pipeline.promotion_log",
         "pipeline.attempts",
+        "pipeline.asking",
     },
     "pyarrow": {"pipeline.shards"},
     "boto3": {"pipeline.storage"},
