@@ -23,6 +23,8 @@ class Extractor:
     dim: int
     module: nn.Module
     shape: tuple[int, ...]  # of the samples that it was made for
+    resize: str = "none"
+    fid: bool = False
 
     @torch.no_grad()
     def __call__(self, samples: UInt8[Tensor, "n c h w"] | Float[Tensor, "n d"]) -> Tensor:

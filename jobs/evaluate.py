@@ -32,10 +32,10 @@ def command(model, against, images, extractor, storage, as_json) -> None:
 
     from gan.config import ConfigError
     from pipeline.dataset import open_shards
-    from pipeline.evaluate import Judge
     from pipeline.experiment_file import experiment_from_dict
     from pipeline.extractors import load_extractor
     from pipeline.find import find_generator
+    from pipeline.judge import Judge
     from pipeline.shards import verify_shards
 
     snapshot = find_generator(model, storage=storage)
@@ -71,6 +71,10 @@ def command(model, against, images, extractor, storage, as_json) -> None:
         return
     for name, value in score.metrics.items():
         click.echo(f"{name:<28}{value:.6g}")
-    click.echo(f"{'images':<28}{score.num_images}, against {score.num_reference} real ones")
-    click.echo(f"{'reference':<28}{score.reference_digest[:12]} ({shards.uri})")
-    click.echo(f"{'extractor':<28}{score.extractor} {score.extractor_sha256[:12]}")
+    click.echo(
+        f"{'images':<28}{score.protocol.num_images}, against {score.protocol.num_reference} real ones"
+    )
+    click.echo(f"{'reference':<28}{score.protocol.data_digest[:12]} ({shards.uri})")
+    click.echo(
+        f"{'extractor':<28}{score.protocol.extractor} {score.protocol.extractor_sha256[:12]}"
+    )
