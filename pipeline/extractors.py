@@ -46,7 +46,9 @@ class ExtractorCard:
     held_out_accuracy: float
 
 
-def load_extractor(name: str, shape: tuple[int, ...]) -> Extractor:
+def load_extractor(
+    name: str, shape: tuple[int, ...], *, weights: str | None = None, sha256: str | None = None
+) -> Extractor:
     """The extractor called `name` for samples of `shape`.
 
     'pixels' needs no weights; 'digits' ships with Forger; anything else is the folder that `forger
