@@ -126,13 +126,13 @@ class Judge:
         """The kept moments, where rank 0 can read them: all ranks must go the same way."""
         if self.cache is None:
             return None
-        kept = _read_moments(self.cache, name) if self.world.is_first else None
-        readable = torch.tensor(float(kept is not None), dtype=torch.float64, device=self.device)
+        seen = self.world.is_first and _read_moments(self.cache, name) is not None
+        readable = torch.tensor(float(seen), dtype=torch.float64, device=self.device)
         if self.world.sum(readable).item() == 0:
             return None
-        kept = kept or _read_moments(self.cache, name)
+        kept = _read_moments(self.cache, name, device=self.device)
         assert kept is not None, f"rank {self.world.rank} does not see {self.cache.path(name)}"
-        return FeatureMoments(*(m if m is None else m.to(self.device) for m in parts_of(kept)))
+        return kept
 
     def _my_blocks(self, count: int) -> list[range]:
         """This rank's blocks of range(count): every world-size-th, so no image counts twice."""
@@ -140,22 +140,25 @@ class Judge:
         return blocks[self.world.rank :: self.world.size]
 
 
-def parts_of(moments: FeatureMoments) -> tuple[torch.Tensor | None, ...]:
-    """The sums that make up moments, in the order of their fields."""
-    return tuple(getattr(moments, part.name) for part in dataclasses.fields(moments))
-
-
-def _read_moments(cache: Folder, name: str) -> FeatureMoments | None:
+def _read_moments(
+    cache: Folder, name: str, *, device: torch.device | str = "cpu"
+) -> FeatureMoments | None:
     """Moments that were kept; None where there are none, or they cannot be read any more."""
     try:
-        tensors = safetensors.torch.load(cache.read(name))
+        kept = safetensors.torch.load(cache.read(name))
     except (FileNotFoundError, SafetensorError):
         return None
-    return FeatureMoments(*(tensors.get(p.name) for p in dataclasses.fields(FeatureMoments)))
+    parts = {key: value.to(device) for key, value in kept.items()}
+    return FeatureMoments(
+        count=parts["count"],
+        first=parts["first"],
+        second=parts["second"],
+        third=parts.get("third"),
+        kernel_diagonal=parts["kernel_diagonal"],
+    )
 
 
 def _write_moments(cache: Folder, name: str, moments: FeatureMoments) -> None:
-    names = [part.name for part in dataclasses.fields(moments)]
-    tensors = dict(zip(names, parts_of(moments), strict=True))
-    kept = {name: value.cpu() for name, value in tensors.items() if value is not None}
+    named = {part.name: getattr(moments, part.name) for part in dataclasses.fields(moments)}
+    kept = {key: value.cpu() for key, value in named.items() if value is not None}
     cache.write(name, safetensors.torch.save(kept))
