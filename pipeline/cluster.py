@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
+from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -148,7 +149,7 @@ def each_on_ray(
                 running.append(task.remote(*waiting.pop()))
             ended, running = ray.wait(running, num_returns=1)
             yield ray.get(ended[0])
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise error.cause from error
     finally:
         for left in running:

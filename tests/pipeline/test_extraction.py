@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gan.config import GeneratorConfig
+from gan.config import Conditioning, GeneratorConfig
 from gan.networks import build_generator
 from pipeline.experiment import ClusterConfig
 from pipeline.extraction import CHUNK, Eye, extract, forgeries, forget, here, images_at, reals
@@ -29,7 +29,7 @@ def shards(tmp_path):
     )
 
 
-def snapshot_for(shards, *, conditioning="projection", seed=0) -> Snapshot:
+def snapshot_for(shards, *, conditioning: Conditioning = "projection", seed=0) -> Snapshot:
     config = GeneratorConfig(width=8, latent_dim=4)
     module = build_generator(config, conditioning=conditioning, sample=shards.sample, seed=seed)
     card = SnapshotCard(
