@@ -8,13 +8,16 @@ conversion, so that its file loads as it is.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from gan.features import Extractor, Photographs, extractor_sha256
+
+RECIPE = "lite0 1"  # of the architecture and preprocessing below; another version is another name
 FEATURES = 320
+MIN_PX, MAX_PX = 64, 224
 STEM, HEAD, CLASSES = 32, 1280, 1000
 STAGES = (  # (blocks, kernel, stride of the first, expansion, channels out), table 1 of the paper
     (1, 3, 1, 1, 16),
@@ -25,6 +28,24 @@ STAGES = (  # (blocks, kernel, stride of the first, expansion, channels out), ta
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, FEATURES),
 )
+
+
+def lite0(network: EfficientNetLite0, shape: tuple[int, ...], *, weights_sha256: str) -> Extractor:
+    """The extractor that `network` makes for images of `shape` (1 or 3, s, s).
+
+    It sees them at their own size, rounded up to a multiple of 32 px, but not below 64 px (where
+    its last maps would be single pixels) nor above the 224 px that it was trained at.
+    """
+    size_px = min(MAX_PX, max(MIN_PX, -(-shape[1] // 32) * 32))
+    photographs = Photographs(network.eval().fused(), size_px=size_px, filter="bicubic")
+    return Extractor(
+        "lite0",
+        extractor_sha256(RECIPE, weights_sha256=weights_sha256),
+        FEATURES,
+        photographs,
+        shape,
+        resize=photographs.resize_of(shape),
+    )
 
 
 class EfficientNetLite0(nn.Module):
@@ -38,9 +59,7 @@ class EfficientNetLite0(nn.Module):
         for count, kernel, stride, expansion, out in STAGES:
             for number in range(count):
                 first = stride if number == 0 else 1
-                blocks.append(
-                    Block(width, out, kernel=kernel, stride=first, expansion=expansion)
-                )
+                blocks.append(Block(width, out, kernel=kernel, stride=first, expansion=expansion))
                 width = out
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = SameConv(width, HEAD, 1)
@@ -103,18 +122,22 @@ class Block(nn.Module):
 class SameConv(nn.Conv2d):
     """A convolution without bias, padded as TensorFlow's SAME: the odd pixel goes to the end."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1
+    ):
         super().__init__(inputs, outputs, kernel, stride=stride, groups=groups, bias=False)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        if stride == 1:
-            return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
         pads = []
-        for size in (x.shape[3], x.shape[2]):
+        for size in (input.shape[3], input.shape[2]):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
-        return F.conv2d(F.pad(x, pads), self.weight, self.bias, stride, 0, 1, self.groups)
+        if pads[0] == pads[1] and pads[2] == pads[3]:  # then the convolution pads, in one pass
+            around = (pads[2], pads[0])
+        else:
+            input, around = F.pad(input, pads), (0, 0)
+        return F.conv2d(input, self.weight, self.bias, stride, around, 1, self.groups)
 
 
 def _norm(width: int) -> nn.BatchNorm2d:
