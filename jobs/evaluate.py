@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.options import judging
+from jobs.options import Progress, judging
 
 if TYPE_CHECKING:
     from pipeline.evaluate import Evaluation
@@ -58,31 +58,3 @@ def command(
         _print(found)
 
 
-class Progress:
-    """A bar for each thing that is looked at."""
-
-    def __init__(self) -> None:
-        self._bar = None
-        self._what = ""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Moves the bar of `what`, or begins it."""
-        if what != self._what:
-            self._end()
-            self._what = what
-            self._bar = click.progressbar(length=total, label=f"{what:<24}", file=sys.stderr)
-            self._bar.__enter__()
-        assert self._bar is not None
-        self._bar.length = total
-        self._bar.update(done - self._bar.pos)
-
-    def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-        self._bar, self._what = None, ""
