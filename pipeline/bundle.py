@@ -26,7 +26,7 @@ CARRIED = ("gan", "pipeline")  # the packages that are carried; any other import
 LEFT_OUT = "jaxtyping"  # only annotations use it, and those stay text
 NEEDED = ("mlflow", "numpy", "pillow", "pydantic", "safetensors", "torch")
 EXPERIMENT = "experiment.toml"
-HEADER = '''"""A generator made by Forger {version} (commit {commit}), as MLflow runs it.
+HEADER = '''"""A generator made by {made_by}, as MLflow runs it.
 
 It needs {needed}; Forger need not be installed.
 SOURCES holds Forger's own files, word for word but for the imports. They are imported below a
@@ -37,17 +37,24 @@ from __future__ import annotations
 '''
 
 
-def flat_file(checkout: Path = CHECKOUT) -> str:
-    """The registered model's code as one file: pipeline/served.py with all that it imports."""
+def this_code() -> str:
+    """The version and commit of the Forger that runs."""
+    return f"Forger {version('forger')} (commit {code_and_packages()['commit'] or 'unknown'})"
+
+
+def flat_file(made_by: str, checkout: Path = CHECKOUT) -> str:
+    """The registered model's code as one file: pipeline/served.py with all that it imports.
+
+    `made_by` is for readers; `checkout` is where gan/ and pipeline/ are read.
+    """
     texts: dict[str, str] = {}
     _collect("pipeline.served", checkout, texts)
     served = texts.pop("pipeline.served")
     root = f"forger_{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}"
     carried = {name: _placed(texts[name], root) for name in sorted(texts)}
     assert not any("'''" in text or text.endswith("\\") for text in carried.values())
-    commit = code_and_packages()["commit"] or "unknown"
     parts = [
-        HEADER.format(version=version("forger"), commit=commit, needed=", ".join(NEEDED)),
+        HEADER.format(made_by=made_by, needed=", ".join(NEEDED)),
         "SOURCES = {",
         *(f"    {name!r}: r'''{text}'''," for name, text in carried.items()),
         "}\n",

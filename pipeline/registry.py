@@ -20,7 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError
-from pipeline.bundle import flat_file, requirements, write_bundle
+from pipeline.bundle import flat_file, requirements, this_code, write_bundle
 from pipeline.fresh import REQUESTS, expected_pixels, fresh_process
 from pipeline.manifest import MANIFEST, check_files, check_listing, listing, sha256_of
 from pipeline.run import Best, Run
@@ -65,8 +65,8 @@ class Candidate:
 
     model: str  # with its -candidates
     version: str
-    source_uri: str  # of the logged model
-    model_id: str | None
+    source_uri: str  # models:/m-..., the logged model
+    model_id: str
     sha256: str  # of its weights
     manifest_sha256: str
     tags: dict[str, str]
@@ -97,14 +97,13 @@ def register(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> Reg
     """
     client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
     model = (run.experiment.tracking.model or run.experiment.name) + CANDIDATES
-    served = flat_file()
-    served_sha256 = hashlib.sha256(served.encode()).hexdigest()
-    op = hashlib.sha256(f"{best.sha256} {served_sha256}".encode()).hexdigest()[:32]
+    same_code = flat_file("any commit")  # what it does counts, not the commit it is from
+    op = hashlib.sha256(f"{best.sha256} {same_code}".encode()).hexdigest()[:32]
     _ensure_model(client, model)
     version = _first_with(client, model, op)
     known = version is not None
     if version is None:
-        logged = _log_proved(where, run, best, served, mlflow_run_id=mlflow_run_id)
+        logged = _log_proved(where, run, best, mlflow_run_id=mlflow_run_id)
         tags = {OP: op} | _tags(run, best, logged)
         version = _create(client, model, logged, tags, mlflow_run_id=mlflow_run_id)
     client.set_registered_model_alias(model, CANDIDATE, _newest(client, model))
@@ -127,7 +126,7 @@ def candidate_version(client: MlflowClient, name: str) -> Candidate:
         model=model,
         version=str(version.version),
         source_uri=str(version.source),
-        model_id=version.model_id,
+        model_id=str(version.source).removeprefix("models:/"),
         sha256=_tag(version, WEIGHTS_TAG),
         manifest_sha256=_tag(version, MANIFEST_TAG),
         tags=dict(version.tags),
@@ -269,9 +268,7 @@ def _tags(run: Run, best: Best, logged: _Logged) -> dict[str, str]:
     }
 
 
-def _log_proved(
-    where: Backend, run: Run, best: Best, served: str, *, mlflow_run_id: str
-) -> _Logged:
+def _log_proved(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> _Logged:
     """Logs the snapshot as a pyfunc model and has a fresh process prove it."""
     mlflow.set_tracking_uri(where.uri)
     mlflow.set_registry_uri(where.uri)
@@ -280,7 +277,7 @@ def _log_proved(
         folder = Path(temporary)
         with fresh_process(folder, where.uri) as prove:
             code, bundle = folder / SERVED, folder / GENERATOR
-            code.write_text(served)
+            code.write_text(flat_file(this_code()))
             write_bundle(
                 bundle, run, best, served_sha256=sha256_of(code), mlflow_run_id=mlflow_run_id
             )

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gan.config import ConfigError
 from gan.sampling import MAX_SEED
@@ -35,6 +35,18 @@ class Request(BaseModel):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     label: int | None = None
     truncation: float = Field(1.0, ge=0, le=1)
+
+    @classmethod
+    def model_validate(cls, *args: Any, **kwargs: Any) -> Request:
+        """As ever, but what is wrong is said in one line: MLflow would add the fields' classes."""
+        try:
+            return super().model_validate(*args, **kwargs)
+        except ValidationError as error:
+            said = (
+                f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}, got {wrong['input']!r}"
+                for wrong in error.errors()
+            )
+            raise MlflowException.invalid_parameter_value("; ".join(said)) from None
 
 
 class Drawn(BaseModel):
