@@ -14,7 +14,12 @@ ROOT = Path(__file__).parent.parent
 RINGS = {"gan": 0, "pipeline": 1, "jobs": 2}
 DOORS = {  # vendor: the only modules that may import it
     "ray": {"pipeline.cluster", "pipeline.worker"},
-    "mlflow": {"pipeline.tracking", "pipeline.registry", "pipeline.served"},
+    "mlflow": {
+        "pipeline.tracking",
+        "pipeline.registry",
+        "pipeline.served",
+        "pipeline.proof",
+    },
     "pyarrow": {"pipeline.shards"},
     "boto3": {"pipeline.storage"},
     "click": {"jobs"},
