@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +10,7 @@ import click
 from jobs.options import Progress, judging
 
 if TYPE_CHECKING:
-    from pipeline.evaluate import Evaluation
+    pass
 
 
 @click.command("evaluate")
@@ -56,5 +55,3 @@ def command(
         click.echo(json.dumps(found.record()))
     else:
         _print(found)
-
-

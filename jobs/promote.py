@@ -80,31 +80,30 @@ def command(
 
 
 def _print(decided: Decided) -> None:
-    if decided.drift is not None:
-        for finding in decided.drift.findings:
-            click.echo(f"drift    {finding}", err=True)
-    promotion, candidate = decided.promotion, decided.candidate
-    replaced = promotion.replaced
+    for finding in decided.drift.findings if decided.drift else ():
+        click.echo(f"drift    {finding}", err=True)
+    promotion, candidate, contest = decided.promotion, decided.candidate, decided.contest
+    against = "the floors of a first champion"
+    if promotion.replaced is not None:
+        against = f"entry {promotion.replaced.version}"
     if promotion.outcome == "in charge":
-        click.echo(f"{candidate.uri} is the champion already (entry {replaced.version})")
+        click.echo(f"{candidate.uri} is the champion already ({against})")
         return
-    contest = decided.contest
-    if contest is not None:
+    if contest is not None and decided.attempt is not None:
         for check in contest.comparison.checks:
             state = {True: "passed", False: "failed", None: "open"}[check.passed]
             click.echo(f"{check.name:<14}{state:<8}{check.sentence}")
         click.echo(
             f"\n{contest.protocol.num_images} images of each against "
             f"{contest.protocol.num_reference} real ones, extractor {contest.protocol.extractor}; "
-            f"attempt {decided.attempt.number}, alpha {contest.alpha:.4g}"
+            f"attempt {decided.attempt.number}, level {contest.comparison.alpha:.2g}"
         )
         click.echo(f"decision {decided.page}")
-    against = f"entry {replaced.version}" if replaced else "the floors of a first champion"
-    if promotion.moved:
-        forced = ", forced" if promotion.entry.forced else ""
-        click.echo(
-            f"promoted{forced}: models:/{promotion.model}@champion is {candidate.uri} now "
-            f"(entry {promotion.entry.version}, against {against})"
-        )
-    else:
+    if promotion.entry is None:
         click.echo(f"{promotion.outcome}: {candidate.uri} against {against}; the champion stays")
+        return
+    forced = ", forced" if promotion.entry.forced else ""
+    click.echo(
+        f"promoted{forced}: models:/{promotion.model}@champion is {candidate.uri} now "
+        f"(entry {promotion.entry.version}, against {against})"
+    )

@@ -4,27 +4,24 @@ both where that is too few to tell.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import time
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from gan.config import ConfigError, check
-from pipeline.dataset import ShardSet
-from pipeline.extraction import Each, Eye, Features, Look, extract, forgeries, forget, reals
-from pipeline.gate import Comparison, GateRules, Reference, compare, qualify
-from pipeline.loader import permute
-from pipeline.protocol import Protocol, protocol_for
+from gan.config import check
+from pipeline.extraction import CHUNK, Each, Look, extract, forgeries, forget
+from pipeline.gate import Comparison, GateRules, compare, qualify
+from pipeline.ground import Ground, Told
+from pipeline.measures import Evidence, Measures, Reference, judge
+from pipeline.protocol import Protocol
 from pipeline.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
 STREAM = "gate"  # of latents and labels; no run and no search draws from it
-Told = Callable[[str, int, int], None]  # what is looked at, chunks done, chunks in all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,42 +41,19 @@ class Counts:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """What both are judged against and through, and where features are kept."""
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A generator, where its features are, and what was found."""
 
-    shards: ShardSet
-    held_out: ShardSet | None = None  # images that neither was trained on
-    eye: Eye
-    storage: str
+    snapshot: Snapshot
+    look: Look
+    vectors: Tensor  # (n, d), the features of its images
+    evidence: Evidence
 
-    def reference(self, each: Each, told: Told, *, rules: GateRules) -> Reference:
-        """The real side: in an order of its own, because folders are sorted by class and groups
-        of images must be alike.
-        """
-        images = self.shards.num_images
-        found = extract(
-            reals(self.eye, self.shards, storage=self.storage),
-            images=images,
-            each=each,
-            progress=lambda done, total: told("real images", done, total),
-        )
-        held_out = None
-        if self.held_out is not None:
-            held_out = extract(
-                reals(self.eye, self.held_out, storage=self.storage),
-                images=self.held_out.num_images,
-                each=each,
-                progress=lambda done, total: told("held-out images", done, total),
-            ).vectors
-        order = torch.from_numpy(shuffled(images))
-        labels = None if found.labels is None else found.labels[order]
-        return Reference.of(found.vectors[order], labels, held_out=held_out, rules=rules)
-
-
-def shuffled(count: int) -> np.ndarray:
-    """The numbers below `count` in the order in which the reference holds the real images."""
-    return permute(np.arange(count), size=count, key=0)
+    @property
+    def measures(self) -> Measures:
+        """Every measure with its error."""
+        return self.evidence.measures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +62,16 @@ class Contest:
 
     comparison: Comparison
     protocol: Protocol
-    alpha: float
     paired: bool  # whether both forged from the same latents
-    champion: Look | None
-    challenger: Look
-    nearest: Tensor  # of the challenger's most suspicious images: numbers of the training images
-    suspicious: Tensor  # and theirs
-    seconds: float
+    champion: Contestant | None
+    challenger: Contestant
+    reference: Reference
+
+    def forget(self) -> None:
+        """Removes the features of both; nobody draws from these latents again."""
+        for contestant in (self.champion, self.challenger):
+            if contestant is not None:
+                forget(contestant.look)
 
 
 def hold(
@@ -109,50 +86,66 @@ def hold(
     each: Each,
     told: Told = lambda what, done, total: None,
 ) -> Contest:
-    """Judges the challenger, growing the number of images until the difference can be resolved.
+    """Judges the challenger, with more images where the first ones cannot tell.
 
-    Growth looks at the error alone, never at which way the difference points, so looking again
-    does not make a false promotion likelier. Without a champion the challenger must clear the
-    absolute floors. Raises ConfigError where the two cannot be judged on this ground.
+    How many more follows from the errors alone, never from which way the difference points, so
+    looking again does not make a false promotion likelier. Without a champion the challenger must
+    clear the absolute floors. Raises ConfigError where the two cannot be judged on this ground.
     """
-    started = time.monotonic()
-    _check_plays_here(challenger, ground, "the candidate")
+    ground.check(challenger, who="the candidate")
     if champion is not None:
-        _check_plays_here(champion, ground, "the champion")
-    reference = ground.reference(each, told, rules=rules)
+        ground.check(champion, who="the champion")
+    reference = ground.reference(each, told, groups=rules.groups)
     paired = champion is not None and _latent_dim(champion) == _latent_dim(challenger)
-    theirs = _look(challenger, ground, STREAM if paired else f"{STREAM}/challenger", seed)
-    ours = None if champion is None else _look(champion, ground, STREAM, seed)
     count = counts.first
-    while True:
-        forged = _forged(theirs, count, each, told, "the candidate's images")
-        if ours is None:
-            comparison = qualify(forged.vectors, forged.labels, reference, rules=rules)
-            break
-        defended = _forged(ours, count, each, told, "the champion's images")
-        comparison = compare(
-            defended.vectors, forged.vectors, reference, rules=rules, alpha=alpha, paired=paired
+
+    def contestant(snapshot: Snapshot, who: str, *, stream: str = STREAM) -> Contestant:
+        look = forgeries(
+            snapshot, ground.eye, ground.real, stream=stream, seed=seed, storage=ground.storage
         )
-        if comparison.resolved or count >= counts.most:
+        found = extract(
+            look, images=count, each=each, progress=lambda done, n: told(f"{who}'s", done, n)
+        )
+        evidence = judge(found.vectors, found.labels, reference)
+        return Contestant(snapshot, look, found.vectors, evidence)
+
+    while True:
+        # Latents of other lengths have nothing in common and must not seem to.
+        theirs = contestant(
+            challenger, "the candidate", stream=STREAM if paired else f"{STREAM}/challenger"
+        )
+        ours = None if champion is None else contestant(champion, "the champion")
+        if ours is None:
+            comparison = qualify(theirs.evidence, reference, rules=rules)
+        else:
+            comparison = compare(
+                ours.evidence, theirs.evidence, reference, rules=rules, alpha=alpha, paired=paired
+            )
+        if comparison.resolvable or count >= counts.most:
             break
-        count = min(2 * count, counts.most)
-        log.info("too close to tell; judging %d images", count)
-    shards, extractor = ground.shards, ground.eye.open(ground.shards.sample.shape)
-    conditional = challenger.card.conditioning != "none"
+        count = min(counts.most, math.ceil(comparison.images_needed / CHUNK) * CHUNK)
+        log.info("%d images cannot tell; judging %d", comparison.num_images, count)
     return Contest(
         comparison=comparison,
-        protocol=protocol_for(
-            shards,
-            extractor,
-            num_images=count,
-            labels="drawn" if conditional else "none",
-            latents=f"{STREAM}/{seed}",
-        ),
-        alpha=alpha,
+        protocol=ground.protocol(challenger, num_images=count, latents=f"{STREAM}/{seed}"),
         paired=paired,
         champion=ours,
         challenger=theirs,
-        nearest=torch.empty(0),
-        suspicious=torch.empty(0),
-        seconds=time.monotonic() - started,
+        reference=reference,
     )
+
+
+def _latent_dim(snapshot: Snapshot) -> int:
+    return snapshot.card.generator.latent_dim
+
+
+def record(contest: Contest) -> dict[str, object]:
+    """What was found, as plain data for JSON."""
+    return {
+        "common_latents": contest.paired,
+        "protocol": dataclasses.asdict(contest.protocol),
+        "protocol_sha256": contest.protocol.sha256,
+        "comparison": dataclasses.asdict(contest.comparison),
+        "champion": contest.champion and dataclasses.asdict(contest.champion.measures),
+        "challenger": dataclasses.asdict(contest.challenger.measures),
+    }

@@ -8,11 +8,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow import MlflowClient
-
 from gan.config import ConfigError
 from pipeline.attempts import Attempt, begin_attempt, fail_attempt, finish_attempt
-from pipeline.contest import Contest, Counts, hold
+from pipeline.contest import Contest, Counts, hold, record
 from pipeline.decision_page import decision_page
 from pipeline.entries import Entry
 from pipeline.experiment import ClusterConfig
@@ -51,6 +49,20 @@ class Decided:
     drift: Drift | None  # what the alias showed that the log did not say, before this command
     page: str | None  # where to look at the decision
 
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "outcome": self.promotion.outcome,
+            "moved": self.promotion.moved,
+            "candidate": self.candidate.uri,
+            "entry": self.promotion.entry and dataclasses.asdict(self.promotion.entry),
+            "replaced": self.promotion.replaced and dataclasses.asdict(self.promotion.replaced),
+            "attempt": self.attempt and dataclasses.asdict(self.attempt),
+            "contest": self.contest and record(self.contest),
+            "drift": self.drift and dataclasses.asdict(self.drift),
+            "page": self.page,
+        }
+
 
 def promote_candidate(
     name: str,
@@ -67,8 +79,7 @@ def promote_candidate(
     alpha, the same decision. Raises ConfigError where there is nothing that can be judged; the
     champion then stays as it is.
     """
-    client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
-    candidate = candidate_version(client, name)
+    candidate = candidate_version(where.client(), name)
     model = candidate.model.removesuffix(CANDIDATES)
     challenger = load_registered(where, candidate.uri)
     log = PromotionLog(where, model)
@@ -147,13 +158,13 @@ class _Bench:
             extractor=asked.extractor, weights=asked.weights,
             weights_sha256=asked.weights_sha256, storage=self.storage,
         )  # fmt: skip
-        trained_on = self.challenger.card.lineage["data_digest"]
-        if asked.against is None and trained_on != ground.shards.digest:
+        trained_on, copied = self.challenger.card.lineage["data_digest"], ground.copied
+        if asked.against is None and trained_on != copied.digest:
             raise ConfigError(
                 [
-                    f"{self.candidate.uri} was trained on data {trained_on[:12]}, "
-                    f"the reference would be {ground.shards.uri} ({ground.shards.digest[:12]}); "
-                    f"say with --against which data both are judged on"
+                    f"{self.candidate.uri} was trained on data {trained_on[:12]}, the champion on "
+                    f"that at {copied.uri} ({copied.digest[:12]}); say with --against which data "
+                    f"both are judged on"
                 ]
             )
         return ground
@@ -171,13 +182,13 @@ class _Bench:
             self.attempt,
             decision=decision,
             page=decision_page(contest, decision, ground),
-            metrics=contest.metrics(),
+            metrics=gate_metrics(contest),
             tags=tags,
         )
-        client = MlflowClient(tracking_uri=self.where.uri, registry_uri=self.where.uri)
         experiment = experiment_called(
-            client, f"{self.model}-gate", artifacts=self.where.artifacts
+            self.where.client(), f"{self.model}-gate", artifacts=self.where.artifacts
         )
+        contest.forget()
         self.page = run_url(self.where, experiment, self.attempt.run_id)
         return Verdict(
             promote=contest.comparison.outcome == "promoted",
@@ -207,10 +218,17 @@ class _Bench:
             "reason": self.request.reason,
             "forced": self.request.force,
             "attempt": self.attempt.number,
-            "alpha": contest.alpha,
             "rules": dataclasses.asdict(self.request.rules),
             "counts": dataclasses.asdict(self.request.counts),
-            "common_latents": contest.paired,
-            "protocol": dataclasses.asdict(contest.protocol),
-            "comparison": contest.comparison.record(),
+            **record(contest),
         }
+
+
+def gate_metrics(contest: Contest) -> dict[str, float]:
+    """What a list of attempts shows of each: every check's value and error."""
+    found = {"gate/images": float(contest.comparison.num_images),
+             "gate/alpha": contest.comparison.alpha}  # fmt: skip
+    for check in contest.comparison.checks:
+        found[f"gate/{check.name}"] = check.value
+        found[f"gate/{check.name}_se"] = check.standard_error
+    return found

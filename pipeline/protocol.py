@@ -21,7 +21,7 @@ class Protocol:
 
     schema: int = SCHEMA
     data_digest: str  # of the real images
-    split: str = "all"  # which of them
+    training_digest: str | None = None  # of what may have been copied, where that is another set
     num_reference: int
     data_resize: str  # how they came to their size: fit and filter of `forger prepare`
     extractor: str
@@ -32,7 +32,7 @@ class Protocol:
     weights: Literal["ema"] = "ema"
     labels: Literal["none", "data", "drawn"]  # none; those of the reals in turn; drawn from them
     latents: str  # stream and seed
-    block: int = BLOCK
+    block: int = BLOCK  # images in a forward pass: another number rounds otherwise
 
     @property
     def sha256(self) -> str:
@@ -54,11 +54,13 @@ def protocol_for(
     num_images: int,
     labels: Literal["none", "data", "drawn"],
     latents: str,
+    training_digest: str | None = None,
 ) -> Protocol:
     """The record of judging `num_images` images of G_ema against all of `shards`."""
     origin: dict[str, Any] = shards.origin
     return Protocol(
         data_digest=shards.digest,
+        training_digest=training_digest,
         num_reference=shards.num_images,
         data_resize=f"{origin.get('fit', 'as given')} {origin.get('filter', '')}".strip(),
         extractor=extractor.name,

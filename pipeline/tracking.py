@@ -16,13 +16,16 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gan.config import ConfigError
 from pipeline.experiment_file import experiment_toml
 from pipeline.run import JournalLine, Run, now_ms
 from pipeline.storage import Folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every migration it makes
@@ -47,6 +50,12 @@ class Backend:
 
     uri: str
     artifacts: str | None  # None where the server decides
+
+    def client(self) -> MlflowClient:
+        """A client of its tracking and its registry."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
 
 def backend(storage: str) -> Backend:
@@ -94,10 +103,9 @@ def track_evaluation(
 
     Returns where to look at it.
     """
-    from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
+    client = where.client()
     experiment_id = experiment_called(client, experiment, artifacts=where.artifacts)
     kind = {"forger.kind": "evaluate"}
     run_id = client.create_run(experiment_id, tags=kind | tags, run_name=name).info.run_id
@@ -109,7 +117,7 @@ def track_evaluation(
     return run_url(where, experiment_id, run_id)
 
 
-def experiment_called(client: Any, name: str, *, artifacts: str | None) -> str:
+def experiment_called(client: MlflowClient, name: str, *, artifacts: str | None) -> str:
     """The id of MLflow's experiment of this name, made where it is missing.
 
     Raises ConfigError where it was deleted.
@@ -157,10 +165,8 @@ class Tracker:
     """One run's end of MLflow. One process a run has it: the driver."""
 
     def __init__(self, where: Backend, run: Run):
-        from mlflow import MlflowClient
-
         self.where, self.run = where, run
-        self.client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
+        self.client = where.client()
         name = run.experiment.tracking.experiment or run.experiment.name
         self.experiment_id = experiment_called(self.client, name, artifacts=where.artifacts)
         self.run_id = self._find_run() or self._create_run()

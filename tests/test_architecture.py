@@ -22,7 +22,6 @@ DOORS = {  # vendor: the only modules that may import it
         "pipeline.promotion_log",
         "pipeline.attempts",
         "pipeline.asking",
-        "pipeline.promote",
     },
     "pyarrow": {"pipeline.shards"},
     "boto3": {"pipeline.storage"},
