@@ -52,6 +52,49 @@ def grouped(features: Float[Tensor, "n d"], num_groups: int) -> list[FeatureMome
     return groups
 
 
+@dataclass(frozen=True, slots=True)
+class RealDeletions:
+    """The real side with nothing left out, then without each group: factored once for all.
+
+    Memory is (num_groups + 1) d^2 doubles: 17 MB for 20 groups of 320 features, 0.7 GB for 2,048.
+    """
+
+    mean: Float64[Tensor, "k d"]
+    trace: Float64[Tensor, " k"]
+    factor: Float64[Tensor, "k d d"]
+
+    @classmethod
+    def of(cls, groups: Sequence[FeatureMoments]) -> RealDeletions:
+        """Raises ValueError for fewer than MIN_GROUPS groups and features that are not finite."""
+        _check_groups([groups])
+        whole = range(-1, len(groups))
+        mean, covariance = _deletions(groups, sum_of(groups), whole)
+        return cls(mean, _traces(covariance), factor_of(covariance))
+
+
+def frechet_deletions(
+    fake: Sequence[FeatureMoments], real: RealDeletions
+) -> Float64[Tensor, " deletions"]:
+    """The plug-in distance of everything, then of everything but group 0, 1, ... of both sides.
+
+    Differences of two generators' rows are what the jackknife of their difference needs. Raises
+    ValueError for another number of groups than the reals', and features that are not finite.
+    """
+    if len(fake) != len(real.trace) - 1:
+        raise ValueError(
+            f"a jackknife needs as many groups of each sample, got {len(fake)} of the generated "
+            f"and {len(real.trace) - 1} of the real images"
+        )
+    total = sum_of(fake)
+    distances = []
+    for rows in _chunks(len(real.trace), dim=total.dim):
+        mean, covariance = _deletions(fake, total, range(rows.start - 1, rows.stop - 1))
+        shift = (mean - real.mean[rows]).square().sum(1)
+        root = root_traces(covariance, real.factor[rows])
+        distances.append(shift + _traces(covariance) + real.trace[rows] - 2 * root)
+    return torch.cat(distances)
+
+
 def corrected_frechet(fake: Sequence[FeatureMoments], real: Sequence[FeatureMoments]) -> Estimate:
     """The Frechet distance of generated images, given as moments of groups, to real ones.
 
@@ -59,8 +102,7 @@ def corrected_frechet(fake: Sequence[FeatureMoments], real: Sequence[FeatureMome
     estimate may fall below 0, as an unbiased one must. Raises ValueError for fewer than MIN_GROUPS
     groups, sides of different numbers of groups, and features that are not finite.
     """
-    (values,) = _distances([fake], real)
-    return jackknife(values)
+    return jackknife(frechet_deletions(fake, RealDeletions.of(real)))
 
 
 def frechet_advantage(
@@ -74,8 +116,10 @@ def frechet_advantage(
     group by group, what they have in common cancels and the error shrinks. Raises ValueError as
     `corrected_frechet` does.
     """
-    of_champion, of_challenger = _distances([champion, challenger], real)
-    return jackknife(of_champion - of_challenger)
+    factored = RealDeletions.of(real)
+    return jackknife(
+        frechet_deletions(champion, factored) - frechet_deletions(challenger, factored)
+    )
 
 
 def relative_spread(fake: Sequence[FeatureMoments], real: Sequence[FeatureMoments]) -> Estimate:
@@ -128,6 +172,7 @@ def _deletions(
     """Means and covariances of everything, numbered -1, and of everything but a group."""
     nothing = FeatureMoments.zeros(total.dim, device=total.first.device, for_kid=False)
     left = [nothing if number < 0 else groups[number] for number in numbers]
+    check_countable(total)
     count = total.count - torch.stack([group.count for group in left])
     mean = (total.first - torch.stack([group.first for group in left])) / count[:, None]
     second = total.second - torch.stack([group.second for group in left])
@@ -135,38 +180,15 @@ def _deletions(
     return mean, spread / (count - 1)[:, None, None]
 
 
-def _distances(
-    fakes: Sequence[Sequence[FeatureMoments]], real: Sequence[FeatureMoments]
-) -> list[Float64[Tensor, " deletions"]]:
-    """For each of `fakes` the distance of everything, then those without group 0, 1, ...
-
-    The real side of a deletion is factored once for all of them; small matrices go to LAPACK in
-    batches.
-    """
-    num_groups = _check_groups([*fakes, real])
-    totals = [sum_of(groups) for groups in (*fakes, real)]
-    check_countable(*totals)
-    chunks = []
-    for numbers in _chunks(range(-1, num_groups), dim=totals[0].dim):
-        mean_real, cov_real = _deletions(real, totals[-1], numbers)
-        factor, trace_real = factor_of(cov_real), _traces(cov_real)
-        distances = []
-        for groups, total in zip(fakes, totals, strict=False):
-            mean, cov = _deletions(groups, total, numbers)
-            shift = (mean - mean_real).square().sum(1)
-            distances.append(shift + _traces(cov) + trace_real - 2 * root_traces(cov, factor))
-        chunks.append(distances)
-    return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
-
-
 def _traces(matrices: Float64[Tensor, "k d d"]) -> Float64[Tensor, " k"]:
     return matrices.diagonal(dim1=1, dim2=2).sum(1)
 
 
-def _chunks(numbers: range, *, dim: int) -> Iterator[range]:
+def _chunks(count: int, *, dim: int) -> Iterator[slice]:
+    """Slices of deletions whose covariances are held, and go to LAPACK, together."""
     step = max(1, CHUNK_VALUES // dim**2)
-    for start in range(0, len(numbers), step):
-        yield numbers[start : start + step]
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def _check_groups(samples: Sequence[Sequence[FeatureMoments]]) -> int:

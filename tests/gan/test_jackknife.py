@@ -117,7 +117,7 @@ def test_too_few_or_unequal_groups_are_refused():
     a = normal(rng)
     with pytest.raises(ValueError, match=f"at least {MIN_GROUPS} groups"):
         corrected_frechet(a[: MIN_GROUPS - 1], a[: MIN_GROUPS - 1])
-    with pytest.raises(ValueError, match="as many of each sample, got 10, 9"):
+    with pytest.raises(ValueError, match="got 10 of the generated and 9 of the real"):
         corrected_frechet(a, a[1:])
 
 

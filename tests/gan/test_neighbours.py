@@ -36,9 +36,8 @@ def test_indicators_equal_brute_force_over_all_pairs(n, m, seed):
     distances = torch.cdist(fake, real, compute_mode="donot_use_mm_for_euclid_dist")
     in_real = distances <= kth_nearest(real, COVERAGE_K)
     assert torch.equal(found.precise, (distances <= kth_nearest(real, PRECISION_K)).any(1))
-    own = kth_nearest(fake, PRECISION_K)
-    in_fake = distances.T <= own
-    assert torch.equal(found.recalled, in_fake.any(1))
+    beyond_fake = (distances > kth_nearest(fake, PRECISION_K)[:, None]).T
+    assert torch.equal(found.recalled, ~beyond_fake.all(1))
     assert torch.equal(found.nearest_fake, distances.argmin(0))
     torch.testing.assert_close(found.density, in_real.sum(1).double() / COVERAGE_K)
     assert torch.equal(found.covered, in_real.any(0))
