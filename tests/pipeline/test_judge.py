@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from gan.features import Classifier, pixels
+from gan.features import pixels
 from pipeline.dataset import open_shards
-from pipeline.extractors import load_extractor, train_extractor
 from pipeline.judge import Judge
-from pipeline.prepare import prepare
 from pipeline.protocol import count_label, metric_name
 from pipeline.storage import Folder
 from tests.ranks import run_ranks
@@ -84,44 +82,3 @@ def test_scores_of_another_reference_extractor_or_count_have_another_protocol(st
 def test_a_generator_that_is_further_off_scores_worse(stripes):
     near, far = score_on_this_rank(stripes.uri, -0.8), score_on_this_rank(stripes.uri, 0.9)
     assert all(near[name] < far[name] for name in near)
-
-
-def test_the_shipped_extractor_is_what_its_card_says(tmp_path):
-    """The held-out accuracy is measured again, on the digits that the card says were held out."""
-    import json
-    from importlib.resources import files
-
-    import numpy as np
-
-    from pipeline.extractors import classifier_accuracy
-    from pipeline.loader import permute
-    from pipeline.shards import ShardReader
-
-    shards = prepare("embedded:digits", str(tmp_path / "digits"))
-    extractor = load_extractor("digits", shards.sample.shape)
-    card = json.loads((files("pipeline") / "embedded/extractor-digits/extractor.json").read_text())
-    assert card["data_digest"] == shards.digest
-    assert extractor.sha256 == card["sha256"]
-    order = permute(np.arange(10_000), size=10_000, key=0)
-    images, labels = ShardReader(shards).take(order[card["num_train"] :])
-    assert labels is not None
-    classifier = extractor.module.classifier
-    assert isinstance(classifier, Classifier)
-    accuracy = classifier_accuracy(classifier, images, labels)
-    assert accuracy == pytest.approx(card["held_out_accuracy"], abs=0.001)
-
-
-def test_an_extractor_is_trained_on_ones_own_labels_and_checked_when_loaded(stripes, tmp_path):
-    card = train_extractor(stripes, str(tmp_path / "mine"), name="mine", epochs=10, batch_size=10)
-    assert card.held_out_accuracy == 1.0  # left stripes from right ones
-    extractor = load_extractor(str(tmp_path / "mine"), stripes.sample.shape)
-    assert extractor(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 64)
-    from gan.config import ConfigError
-
-    with pytest.raises(ConfigError, match="looks at samples of 1 x 8 x 8"):
-        load_extractor(str(tmp_path / "mine"), (3, 8, 8))
-    (tmp_path / "mine" / "classifier.safetensors").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="damaged"):
-        load_extractor(str(tmp_path / "mine"), stripes.sample.shape)
-    with pytest.raises(ConfigError, match=r"evaluate\.extractor must be"):
-        load_extractor("inceptoin", stripes.sample.shape)
