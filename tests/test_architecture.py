@@ -17,11 +17,15 @@ DOORS = {  # vendor: the only modules that may import it
     "mlflow": {
         "pipeline.tracking",
         "pipeline.registry",
+        "pipeline.logged",
         "pipeline.served",
         "pipeline.proof",
     },
     "pyarrow": {"pipeline.shards"},
     "boto3": {"pipeline.storage"},
+    "onnx": {"pipeline.export"},
+    "onnxruntime": {"pipeline.export"},
+    "onnxscript": {"pipeline.export"},
     "click": {"jobs"},
 }
 GAN_MAY_IMPORT = {"torch", "numpy", "jaxtyping"} | sys.stdlib_module_names

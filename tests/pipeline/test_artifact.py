@@ -23,19 +23,15 @@ import torch
 from mlflow import MlflowClient
 
 from gan.config import ConfigError
-from pipeline import registry
+from pipeline import logged, registry
 from pipeline.bundle import CHECKOUT, NEEDED, flat_file, write_bundle
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.fresh import NotProvedError
+from pipeline.logged import RegistrationError
 from pipeline.manifest import MANIFEST, check_files, listing, sha256_of
 from pipeline.pictures import grid_png
 from pipeline.play import play
-from pipeline.registry import (
-    RegistrationError,
-    candidate_version,
-    load_registered,
-    register,
-)
+from pipeline.registry import candidate_version, load_registered, register
 from pipeline.run import Best, Run
 from pipeline.snapshot import TENSORS, read_snapshot
 from pipeline.tracking import Backend, open_tracker
@@ -360,7 +356,8 @@ def test_other_weights_with_a_manifest_that_fits_them_are_not_loaded(shelf):
 
 @pytest.mark.slow
 def test_a_model_that_draws_other_images_alone_is_not_registered(shelf, negative, monkeypatch):
-    monkeypatch.setattr(registry, "flat_file", lambda made_by: flat_file(made_by, negative))
+    for module in (registry, logged):
+        monkeypatch.setattr(module, "flat_file", lambda made_by: flat_file(made_by, negative))
     with pytest.raises(RegistrationError, match="draws other images in a fresh process"):
         shelf.register()
     assert shelf.versions() == ["1"]
@@ -368,9 +365,10 @@ def test_a_model_that_draws_other_images_alone_is_not_registered(shelf, negative
 
 @pytest.mark.slow
 def test_a_model_that_needs_forger_is_not_registered(shelf, monkeypatch):
-    monkeypatch.setattr(
-        registry, "flat_file", lambda made_by: f"{flat_file(made_by)}\nimport gan.config\n"
-    )
+    for module in (registry, logged):
+        monkeypatch.setattr(
+            module, "flat_file", lambda made_by: f"{flat_file(made_by)}\nimport gan.config\n"
+        )
     with pytest.raises(NotProvedError, match=r"gan\.? ?.*is not in reach"):
         shelf.register()
     assert shelf.versions() == ["1"]
@@ -467,3 +465,29 @@ def decoded(png: str) -> torch.Tensor:
 
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
     return torch.from_numpy(pixels.reshape(1, *pixels.shape[:2], -1).copy()).permute(0, 3, 1, 2)
+
+
+@pytest.mark.slow
+def test_an_onnx_export_draws_the_same_images_without_torch(run, tmp_path):
+    """Latents by hand, as a server without torch makes them; a byte may be one off, rarely."""
+    forger = [sys.executable, "-m", "jobs", "export", str(run.storage.root)]
+    env = clean_environment() | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*forger, "small.onnx"], cwd=tmp_path, env=env, check=True)
+    program = """
+import sys
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession("small.onnx")
+z = numpy.stack([numpy.random.RandomState(seed).standard_normal(4) for seed in (7, 8, 9)])
+images = session.run(None, {"z": z.astype("float32"), "labels": numpy.array([1, 1, 1])})[0]
+numpy.save("small.npy", numpy.clip(numpy.round((images + 1) * 127.5), 0, 255).astype("uint8"))
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    drawn = np.load(tmp_path / "small.npy").astype(int)
+    snapshot = read_snapshot(run.storage, best_of(run).folder)
+    off = np.abs(drawn - snapshot.images([7, 8, 9], labels=[1] * 3).numpy())
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.02
+    bad = subprocess.run([*forger, "small.pb"], cwd=tmp_path, env=env, capture_output=True)
+    assert bad.returncode == 2
+    assert b"must end in .onnx" in bad.stderr
