@@ -75,14 +75,12 @@ def images_of(
     picked = classes_of(seeds, num_classes=num_classes, labels=labels)
     classes = None if picked is None else torch.tensor(picked)
     first = next(generator.parameters())
-    blocks = [
-        generator(
-            z[start : start + BLOCK].to(first),
-            None if classes is None else classes[start : start + BLOCK].to(first.device),
-        )
-        for start in range(0, len(z), BLOCK)
-    ]
-    return to_uint8(torch.cat(blocks)).cpu()
+    blocks = []
+    for start in range(0, len(z), BLOCK):
+        part = slice(start, start + BLOCK)
+        labels_here = None if classes is None else classes[part].to(first.device)
+        blocks.append(to_uint8(generator(z[part].to(first), labels_here)).cpu())
+    return torch.cat(blocks)
 
 
 def _check(

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gan.config import check
+from pipeline.evidence import Evidence, Reference, judge
 from pipeline.extraction import CHUNK, Each, Look, extract, forgeries, forget
 from pipeline.gate import Comparison, GateRules, compare, qualify
 from pipeline.ground import Ground, Told
-from pipeline.measures import Evidence, Measures, Reference, judge
+from pipeline.measures import Measures
 from pipeline.protocol import Protocol
 from pipeline.snapshot import Snapshot
 

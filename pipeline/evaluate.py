@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.evidence import judge
 from pipeline.experiment import ClusterConfig
 from pipeline.extraction import extract, forgeries, forget
 from pipeline.ground import Ground, Told
 from pipeline.hands import hands
-from pipeline.measures import Measures, judge
+from pipeline.measures import Measures
 from pipeline.page import Page, render
 from pipeline.protocol import Protocol, metric_name
 from pipeline.shown import class_table, forged_grid, measure_table, neighbour_pictures

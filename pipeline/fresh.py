@@ -55,6 +55,8 @@ def fresh_process(folder: Path, tracking: str) -> Iterator[Callable[[str], dict[
     try:
         yield prove
     finally:
+        assert process.stdin is not None
+        process.stdin.close()
         process.kill()
         process.wait()
 

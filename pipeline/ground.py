@@ -10,10 +10,11 @@ import torch
 
 from gan.config import ConfigError
 from pipeline.dataset import ShardSet, open_shards
+from pipeline.evidence import Reference
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.extraction import Each, Eye, Features, extract, eye_of, reals
 from pipeline.loader import permute
-from pipeline.measures import NUM_GROUPS, Reference
+from pipeline.measures import NUM_GROUPS
 from pipeline.protocol import Protocol, protocol_for
 from pipeline.shards import verify_shards
 from pipeline.snapshot import Snapshot

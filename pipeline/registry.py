@@ -15,13 +15,12 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient, artifacts
-from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError
-from pipeline.bundle import flat_file, requirements, this_code, write_bundle
-from pipeline.fresh import REQUESTS, expected_pixels, fresh_process
+from pipeline.bundle import flat_file
+from pipeline.logged import ARTIFACTS, GENERATOR, SERVED, Logged, log_proved, other_files
 from pipeline.manifest import MANIFEST, check_files, check_listing, listing, sha256_of
 from pipeline.run import Best, Run
 from pipeline.snapshot import Snapshot, read_snapshot
@@ -30,19 +29,10 @@ from pipeline.tracking import Backend
 
 CANDIDATE = "candidate"
 CANDIDATES = "-candidates"
-SERVED = "served.py"
-GENERATOR = "generator"  # the artifact's folder inside the model
-ARTIFACTS = f"artifacts/{GENERATOR}"
-NOTED_BY_MLFLOW = "registered_model_meta"  # MLflow adds it to what is downloaded
-
 OP = "forger.op"  # one registration: what the version holds, whoever trained it
 MANIFEST_TAG = "forger.manifest"  # sha256 of the manifest
 FILES_TAG = "forger.files"  # sha256 of each of the model's files that the manifest does not list
 WEIGHTS_TAG = "forger.sha256"
-
-
-class RegistrationError(Exception):
-    """A generator was logged, but is not what it should be; no version was made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +67,6 @@ class Candidate:
         return f"models:/{self.model}/{self.version}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Logged:
-    """A model that MLflow holds and a fresh process has proved."""
-
-    uri: str
-    model_id: str
-    manifest_sha256: str
-    other_files: dict[str, str]
-
-
 def register(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> Registered:
     """Registers a snapshot as the next version of NAME-candidates and points `candidate` at the
     newest one.
@@ -103,7 +83,7 @@ def register(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> Reg
     version = _first_with(client, model, op)
     known = version is not None
     if version is None:
-        logged = _log_proved(where, run, best, mlflow_run_id=mlflow_run_id)
+        logged = log_proved(where, run, best, mlflow_run_id=mlflow_run_id)
         tags = {OP: op} | _tags(run, best, logged)
         version = _create(client, model, logged, tags, mlflow_run_id=mlflow_run_id)
     client.set_registered_model_alias(model, CANDIDATE, _newest(client, model))
@@ -172,21 +152,12 @@ def _check_whole(path: Path, version: ModelVersion) -> None:
                            f"{sha256_of(manifest)[:12]}, the version's tag {MANIFEST_TAG} says "
                            f"{_tag(version, MANIFEST_TAG)[:12]})"])  # fmt: skip
     record = check_files(path / ARTIFACTS)
-    found, listed = _other_files(listing(path)), {SERVED: record["served_sha256"]}
+    found, listed = other_files(listing(path)), {SERVED: record["served_sha256"]}
     if FILES_TAG in version.tags:
         listed |= json.loads(version.tags[FILES_TAG])
     else:  # an entry that names the manifest only
         found = {name: sha256 for name, sha256 in found.items() if name == SERVED}
     check_listing(found, listed, where=str(path), by="the version")
-
-
-def _other_files(model_files: dict[str, str]) -> dict[str, str]:
-    """Of a model's files those outside of our own folder: the code, and what MLflow wrote."""
-    return {
-        name: sha256
-        for name, sha256 in model_files.items()
-        if not name.startswith(f"{ARTIFACTS}/") and name != NOTED_BY_MLFLOW
-    }
 
 
 def _version(
@@ -210,11 +181,19 @@ def _tag(version: ModelVersion, tag: str) -> str:
 
 
 def _ensure_model(client: MlflowClient, model: str) -> None:
+    """Creates the registered model where there is none: who may only add versions needs no more
+    where there is one.
+    """
     try:
-        client.create_registered_model(model)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        client.get_registered_model(model)
+    except MlflowException as missing:
+        if missing.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+        try:
+            client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # somebody else was faster
+                raise
 
 
 def _first_with(client: MlflowClient, model: str, op: str) -> str | None:
@@ -233,7 +212,7 @@ def _newest(client: MlflowClient, model: str) -> str:
 
 
 def _create(
-    client: MlflowClient, model: str, logged: _Logged, tags: dict[str, str], *, mlflow_run_id: str
+    client: MlflowClient, model: str, logged: Logged, tags: dict[str, str], *, mlflow_run_id: str
 ) -> str:
     """Creates the version in one call, tags and all; returns the one that counts."""
     try:
@@ -248,7 +227,7 @@ def _create(
     return version
 
 
-def _tags(run: Run, best: Best, logged: _Logged) -> dict[str, str]:
+def _tags(run: Run, best: Best, logged: Logged) -> dict[str, str]:
     card = best.card
     return {
         WEIGHTS_TAG: best.sha256,
@@ -266,43 +245,3 @@ def _tags(run: Run, best: Best, logged: _Logged) -> dict[str, str]:
         "forger.packages": json.dumps(run.lineage["packages"]),
         **{name: f"{value:.6g}" for name, value in card.scores.items()},
     }
-
-
-def _log_proved(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> _Logged:
-    """Logs the snapshot as a pyfunc model and has a fresh process prove it."""
-    mlflow.set_tracking_uri(where.uri)
-    mlflow.set_registry_uri(where.uri)
-    client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        with fresh_process(folder, where.uri) as prove:
-            code, bundle = folder / SERVED, folder / GENERATOR
-            code.write_text(flat_file(this_code()))
-            write_bundle(
-                bundle, run, best, served_sha256=sha256_of(code), mlflow_run_id=mlflow_run_id
-            )
-            with mlflow.start_run(run_id=mlflow_run_id):
-                info = mlflow.pyfunc.log_model(
-                    name=run.name,
-                    python_model=str(code),
-                    artifacts={GENERATOR: str(bundle)},
-                    pip_requirements=requirements(),
-                    input_example=REQUESTS[:1],
-                )
-            status = client.get_logged_model(info.model_id).status
-            if status != LoggedModelStatus.READY:
-                raise RegistrationError(f"MLflow holds {info.model_uri} as {status}, not READY")
-            proof = prove(info.model_uri)
-        written = {f"{ARTIFACTS}/{name}": sha256 for name, sha256 in listing(bundle).items()}
-        written[SERVED] = sha256_of(code)
-        manifest_sha256 = written[f"{ARTIFACTS}/{MANIFEST}"]
-    stored = proof["files"]
-    check_listing({n: s for n, s in stored.items() if n in written}, written,
-                  where=info.model_uri, by="what was logged")  # fmt: skip
-    if proof["pixels"] != expected_pixels(read_snapshot(run.storage, best.folder)):
-        raise RegistrationError(
-            f"{info.model_uri} draws other images in a fresh process than "
-            f"{run.storage.path(best.folder)} does here; it was not registered"
-        )
-    others = {name: sha256 for name, sha256 in _other_files(stored).items() if name != SERVED}
-    return _Logged(info.model_uri, info.model_id, manifest_sha256, others)

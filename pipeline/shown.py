@@ -6,9 +6,10 @@ from torch import Tensor
 
 from gan.neighbours import nearest
 from pipeline.checks import Check
+from pipeline.evidence import Evidence, Reference
 from pipeline.extraction import Look, images_at, reals
 from pipeline.ground import Ground, order_of
-from pipeline.measures import Evidence, Measure, Measures, Reference
+from pipeline.measures import Measure, Measures
 from pipeline.page import CheckRow, Picture, Table, bar
 from pipeline.pictures import grid_png, neighbours_png
 

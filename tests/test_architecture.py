@@ -17,6 +17,7 @@ DOORS = {  # vendor: the only modules that may import it
     "mlflow": {
         "pipeline.tracking",
         "pipeline.registry",
+        "pipeline.logged",
         "pipeline.served",
         "pipeline.proof",
         "pipeline.promotion_log",
@@ -25,6 +26,9 @@ DOORS = {  # vendor: the only modules that may import it
     },
     "pyarrow": {"pipeline.shards"},
     "boto3": {"pipeline.storage"},
+    "onnx": {"pipeline.export"},
+    "onnxruntime": {"pipeline.export"},
+    "onnxscript": {"pipeline.export"},
     "click": {"jobs"},
 }
 GAN_MAY_IMPORT = {"torch", "numpy", "jaxtyping"} | sys.stdlib_module_names

@@ -1,8 +1,9 @@
-"""A folder in which tests type forger commands, and servers for them on free ports."""
+"""What tests of runs share: a folder to type commands in, a small run, servers on free ports."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.run import Run
+from pipeline.dataset import ShardSet
+from pipeline.experiment_file import experiment_from_dict
+from pipeline.play import play
+from pipeline.run import Best, Run
 from pipeline.shards import write_shards
 from pipeline.storage import Folder
 from tests.conftest import striped_images
@@ -98,6 +102,46 @@ class Desk:
                 return
             time.sleep(0.05)
         raise AssertionError("the run did not get that far")
+
+
+def small_run(storage: Path, stripes: ShardSet) -> Run:
+    """A finished run of a second or two, in this process, of 8 px images in two classes."""
+    values = {
+        "name": "small",
+        "data": {"shards": stripes.uri},
+        "generator": {"width": 8, "latent_dim": 4, "lr": 1e-3},
+        "discriminator": {"width": 8, "lr": 1e-3},
+        "conditioning": {"name": "projection"},
+        "turns": {"total_kimg": 0.064, "batch_size": 16},
+        "evaluate": {"images": 50},
+        "cluster": {"storage": str(storage)},
+    }
+    run = Run.open("small", experiment_from_dict(values), stripes)
+    assert play(run, stripes).finished
+    return run
+
+
+def best_of(run: Run) -> Best:
+    best = run.best()
+    assert best is not None
+    return best
+
+
+def negative_checkout(folder: Path) -> Path:
+    """A checkout in which somebody made dcgan draw every image as its own negative."""
+    for package in ("gan", "pipeline"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__*__"))
+        (folder / package / "__init__.py").touch()
+    (folder / "gan/networks/__init__.py").write_text(
+        (ROOT / "gan/networks/__init__.py").read_text()
+    )
+    dcgan = folder / "gan/networks/dcgan.py"
+    changed = dcgan.read_text().replace(
+        "return self.to_image(x).tanh()", "return -self.to_image(x).tanh()"
+    )
+    assert changed != dcgan.read_text()
+    dcgan.write_text(changed)
+    return folder
 
 
 def free_port() -> int:
