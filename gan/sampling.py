@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -14,11 +15,40 @@ from gan.config import ConfigError
 from gan.randomness import public_labels, public_latents
 
 MAX_SEED = 2**32 - 1
+BLOCK = 8  # images drawn at once: from 8 to 64 px the fastest, or within 15 % of it, in float64
 
 
 def to_uint8(images: Float[Tensor, "n *shape"]) -> UInt8[Tensor, "n *shape"]:
-    """Images in [-1, 1] to bytes, rounded to the nearest and clipped."""
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    """Images in [-1, 1] to bytes, rounded to the nearest and clipped; float64 stays float64 up to
+    the rounding.
+    """
+    wide = images if images.dtype == torch.float64 else images.float()
+    return wide.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def exact(generator: nn.Module) -> nn.Module:
+    """A copy of `generator` on the CPU in float64, in which a seed's image is the same bytes on
+    every machine.
+
+    Kernels sum in an order that depends on the CPU, the number of threads and the batch. In
+    float32 that moves a value by up to 1e-6, in float64 by 1e-15: too little for a pixel to be
+    rounded otherwise, but for one in some 10^12.
+    """
+    return copy.deepcopy(generator).to("cpu", torch.float64).eval().requires_grad_(False)
+
+
+def classes_of(
+    seeds: Sequence[int], *, num_classes: int, labels: Sequence[int | None] | None = None
+) -> list[int] | None:
+    """The class that each seed is drawn in: its label, or where that is None the seed's own pick.
+
+    None where the generator knows no classes.
+    """
+    if not num_classes:
+        return None
+    picked = public_labels(np.asarray(seeds, dtype=np.int64), num_classes=num_classes).tolist()
+    asked = labels or [None] * len(picked)
+    return [own if label is None else label for own, label in zip(picked, asked, strict=True)]
 
 
 @torch.no_grad()
@@ -34,31 +64,23 @@ def images_of(
     """One image for each public seed: the same seed, label and truncation give the same image.
 
     `truncation` in [0, 1] scales the latent towards the mean one: less variety, safer images.
-    Where the generator is conditional and a label is None, the seed picks the class. Raises
-    ConfigError for values out of range.
+    Where the generator is conditional and a label is None, the seed picks the class. The module
+    draws as it is, on its device and in its precision: only an `exact` one gives the same bytes
+    on other machines and beside other seeds. Raises ConfigError for values out of range.
     """
     psi = np.broadcast_to(np.asarray(truncation, dtype=np.float64), (len(seeds),))
     _check(seeds, psi, labels=labels, num_classes=num_classes)
-    numbers = np.asarray(seeds, dtype=np.int64)
-    z = public_latents(numbers, latent_dim=latent_dim)
+    z = public_latents(np.asarray(seeds, dtype=np.int64), latent_dim=latent_dim)
     z = z * torch.from_numpy(psi.astype(np.float32))[:, None]
-    classes = None
-    if num_classes:
-        classes = public_labels(numbers, num_classes=num_classes)
-        for row, label in enumerate(labels or ()):
-            if label is not None:
-                classes[row] = label
-    # One image at a time: which kernel a batch takes depends on its size, and an image's last bits
-    # with it; a seed must not depend on what else was asked for.
+    picked = classes_of(seeds, num_classes=num_classes, labels=labels)
+    classes = None if picked is None else torch.tensor(picked)
     first = next(generator.parameters())
-    rows = [
-        generator(
-            z[row : row + 1].to(first),
-            None if classes is None else classes[row : row + 1].to(first.device),
-        )
-        for row in range(len(z))
-    ]
-    return to_uint8(torch.cat(rows)).cpu()
+    blocks = []
+    for start in range(0, len(z), BLOCK):
+        part = slice(start, start + BLOCK)
+        labels_here = None if classes is None else classes[part].to(first.device)
+        blocks.append(to_uint8(generator(z[part].to(first), labels_here)).cpu())
+    return torch.cat(blocks)
 
 
 def _check(
@@ -71,6 +93,8 @@ def _check(
     mistakes = []
     if not seeds:
         mistakes.append("at least one seed is needed, got none")
+    if labels is not None and len(labels) != len(seeds):
+        mistakes.append(f"{len(seeds)} seeds need as many labels, got {len(labels)}")
     bad_seeds = [seed for seed in seeds if not 0 <= seed <= MAX_SEED]
     if bad_seeds:
         mistakes.append(f"seed must be between 0 and {MAX_SEED}, got {bad_seeds[0]}")

@@ -15,6 +15,7 @@ VERBS = {  # the first line of help is kept here, so that `forger --help` import
     "train": "Train an experiment and register its best generator.",
     "evaluate": "Judge a generator against a data set.",
     "sample": "Draw images from a generator.",
+    "export": "Write a generator as ONNX, for serving without torch.",
     "extractor": "Train a feature extractor on a data set of your own.",
 }
 

@@ -38,9 +38,9 @@ import click
 def command(model, num_images, seed, label, truncation, columns, storage, output) -> None:
     """Draw images from MODEL into one PNG.
 
-    MODEL is models:/NAME@champion or models:/NAME/VERSION in the registry, a run (its best
-    snapshot), or a snapshot's folder. A seed gives the same image each time, whatever else is
-    drawn.
+    MODEL is models:/NAME@champion, models:/NAME-candidates@candidate or models:/NAME/VERSION in
+    the registry, a run (its best snapshot), or a snapshot's folder. A seed gives the same image on
+    every machine, whatever else is drawn.
     """
     from gan.config import ConfigError
 

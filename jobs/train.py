@@ -42,7 +42,7 @@ def command(experiment, overrides, dry_run, again) -> None:
     click.echo(f"{loaded.experiment.name}: loading torch, ray and mlflow")
     from pipeline.train import TrainingError, train
 
-    screen = _Screen(loaded.experiment.turns.total_kimg)
+    screen = Screen(loaded.experiment.turns.total_kimg)
     try:
         trained = train(loaded.experiment, screen.watcher(), again=again)
     except TrainingError as error:
@@ -91,7 +91,7 @@ def _toml(value: object) -> str:
     )
 
 
-class _Screen:
+class Screen:
     """One aligned line a tick."""
 
     def __init__(self, total_kimg: float):
@@ -150,16 +150,14 @@ def _print_end(trained: Trained, command_line: str) -> None:
     best = run.best()
     assert best is not None
     scores = ", ".join(f"{k.removeprefix('score/')} {v:.4g}" for k, v in best.card.scores.items())
-    state = "champion" if registered.champion else "candidate; the champion stays"
-    known = ", the same weights as before" if registered.known else ""
+    known = ", the same generator as before" if registered.known else ""
+    name = registered.model.removesuffix("-candidates")
     click.echo(
         f"\ncomplete at {trained.nimg / 1000:.1f} kimg; "
         f"best at {best.card.nimg / 1000:.1f} kimg: {scores}"
     )
-    click.echo(f"model    {registered.uri} ({state}{known})")
+    click.echo(f"model    registered as candidate {registered.uri}{known}")
     click.echo(f"samples  {run.storage.path(best.folder)}/samples.png")
     click.echo(f"look     {trained.mlflow_url}")
-    alias = "champion" if registered.champion else "candidate"
-    click.echo(
-        f"draw     forger sample models:/{registered.model}@{alias} -n 64 --seed 0 -o grid.png"
-    )
+    click.echo(f"draw     forger sample {registered.uri} -n 64 --seed 0 -o grid.png")
+    click.echo(f"promote  forger promote {name}")

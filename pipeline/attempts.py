@@ -27,6 +27,7 @@ from pipeline.tracking import Backend
 KIND, OP, MODEL, NUMBER = "forger.kind", "forger.op", "forger.model", "forger.attempt"
 GATE = "gate"
 PAGE = 1000
+MAX_REASON = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,14 @@ def finish_attempt(
         )
         client.set_terminated(attempt.run_id, status="FINISHED")
     return evidence_digest(decision)
+
+
+def fail_attempt(where: Backend, attempt: Attempt, *, reason: str) -> None:
+    """Closes an attempt that came to no decision; its share of alpha stays spent."""
+    client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
+    with explained(where, "record the attempt", right="EDIT on the gate's experiment"):
+        client.set_tag(attempt.run_id, "forger.failure", reason[:MAX_REASON])
+        client.set_terminated(attempt.run_id, status="FAILED")
 
 
 def decision_record(decision: Mapping[str, Any]) -> str:

@@ -32,7 +32,8 @@ def find_generator(name: str, *, storage: str) -> Snapshot:
             return read_snapshot(run.storage, best.folder)
     raise ConfigError(
         [
-            f"MODEL must be models:/NAME@champion, models:/NAME/VERSION, a run below {storage}, "
-            f"or the folder of a snapshot, got {name!r}"
+            f"MODEL must be models:/NAME@champion, models:/NAME-candidates@candidate (or "
+            f"/VERSION for @...), a run below {storage}, or the folder of a snapshot, "
+            f"got {name!r}"
         ]
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,13 +24,15 @@ from pipeline.checkpoint import (
     latest_checkpoint,
 )
 from pipeline.dataset import ShardSet
-from pipeline.evaluate import Judge, Score
+from pipeline.extraction import FEATURES
 from pipeline.extractors import load_extractor
+from pipeline.judge import Judge, Score
 from pipeline.loader import batches
 from pipeline.pictures import grid_png
 from pipeline.run import GRID, SNAPSHOTS, JournalLine, JournalWriter, Run, now_ms
 from pipeline.shards import ShardReader
 from pipeline.snapshot import CARD, TENSORS, SnapshotCard, write_snapshot
+from pipeline.storage import open_storage
 
 PREVIEW_ROWS = 8
 MAX_PREVIEW_COLUMNS = 16  # classes side by side; without classes, or with more, 8 columns
@@ -58,6 +61,8 @@ def play(run: Run, shards: ShardSet, *, device: torch.device | str = "cpu") -> O
     checkpoint = _agreed_checkpoint(run, world)
     if checkpoint is not None:
         game.load_state_dict(checkpoint.state)
+    if world.is_first:
+        run.note_stretch(stretch(game.nimg, world, device))
     host = _Host(run, shards, game, device=device)
     stream = batches(
         ShardReader(shards),
@@ -81,6 +86,26 @@ def play(run: Run, shards: ShardSet, *, device: torch.device | str = "cpu") -> O
             break
     host.close()
     return Outcome(game.nimg, finished=game.nimg >= total)
+
+
+def stretch(from_nimg: int, world: World, device: torch.device | str) -> dict[str, Any]:
+    """On what this process plays, for the run's lineage: the kind of device decides the last bits.
+
+    One rank speaks for all: workers of one run are of one kind.
+    """
+    kind = torch.device(device).type
+    model = (
+        torch.cuda.get_device_name(device)
+        if kind == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    return {
+        "from_nimg": from_nimg,
+        "world_size": world.size,
+        "device": kind,
+        "device_model": model,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _agreed_checkpoint(run: Run, world: World) -> Checkpoint | None:
@@ -126,7 +151,8 @@ class _Host:
         self.run, self.game = run, game
         self.experiment = run.experiment
         extractor = load_extractor(self.experiment.evaluate.extractor, shards.sample.shape)
-        self.judge = Judge(extractor, shards, device=device)
+        cache = open_storage(run.storage.root.parent / FEATURES)
+        self.judge = Judge(extractor, shards, device=device, cache=cache)
         self.first = game.world.is_first
         self.shards = shards
         if self.first:

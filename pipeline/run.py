@@ -61,8 +61,8 @@ class Best:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How it was judged, without the outcome."""
-        return {k: v for k, v in self.card.lineage["judged"].items() if k != "metrics"}
+        """How it was judged."""
+        return self.card.lineage["judged"]["protocol"]
 
 
 @dataclass(slots=True)
@@ -126,6 +126,19 @@ class Run:
             "data_digest": self.data_digest,
             "lineage": self.lineage,
         }
+        self.storage.write(RECORD, json.dumps(record, indent=1).encode())
+
+    def note_stretch(self, stretch: dict[str, Any]) -> None:
+        """Adds to the lineage on what the run is played from now on: from_nimg, world_size, device
+        and threads. One writer: rank 0.
+
+        Whoever reproduces the run needs it: weights are the same bits only on the same kind.
+        """
+        played = self.lineage.get("played", [])
+        if played and played[-1] | {"from_nimg": 0} == stretch | {"from_nimg": 0}:
+            return
+        record = json.loads(self.storage.read(RECORD))
+        self.lineage = record["lineage"] = self.lineage | {"played": [*played, stretch]}
         self.storage.write(RECORD, json.dumps(record, indent=1).encode())
 
     @property

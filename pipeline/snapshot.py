@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 from pydantic import TypeAdapter
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 
 from gan.config import Conditioning, ConfigError, GeneratorConfig, Sample
 from gan.networks import build_generator
-from gan.sampling import images_of
-from pipeline.storage import Folder
+from gan.sampling import classes_of, exact, images_of
+
+if TYPE_CHECKING:  # a registered generator carries this file, but not the storage
+    from pipeline.storage import Folder
 
 SCHEMA = 1
 TENSORS = "generator.safetensors"
@@ -40,7 +44,7 @@ class SnapshotCard:
         return found[0] if found else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
     """A generator to draw images from; `sha256` is of its weights."""
 
@@ -48,23 +52,41 @@ class Snapshot:
     module: nn.Module
     sha256: str
 
+    @cached_property
+    def exact(self) -> nn.Module:
+        """The generator as it draws for the public; see gan.sampling.exact."""
+        return exact(self.module)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes can be asked for; 0 where the generator knows none."""
+        return self.card.sample.num_classes if self.card.conditioning != "none" else 0
+
     def images(
         self,
-        seeds: list[int],
+        seeds: Sequence[int],
         *,
-        labels: list[int | None] | None = None,
-        truncation: list[float] | float = 1.0,
+        labels: Sequence[int | None] | None = None,
+        truncation: Sequence[float] | float = 1.0,
     ) -> Tensor:
-        """uint8 images (n, c, h, w), one for each seed; see gan.sampling.images_of."""
-        conditional = self.card.conditioning != "none"
+        """uint8 images (n, c, h, w), one for each seed, the same bytes on every machine.
+
+        See gan.sampling.images_of for labels, truncation and what is refused.
+        """
         return images_of(
-            self.module,
+            self.exact,
             seeds,
             latent_dim=self.card.generator.latent_dim,
-            num_classes=self.card.sample.num_classes if conditional else 0,
+            num_classes=self.num_classes,
             labels=labels,
             truncation=truncation,
         )
+
+    def labels(
+        self, seeds: Sequence[int], *, labels: Sequence[int | None] | None = None
+    ) -> list[int] | None:
+        """The class that each of `images` shows: the one asked for, or the seed's own pick."""
+        return classes_of(seeds, num_classes=self.num_classes, labels=labels)
 
 
 def write_snapshot(storage: Folder, folder: str, card: SnapshotCard, module: nn.Module) -> str:
@@ -84,37 +106,49 @@ def read_card(storage: Folder, folder: str) -> tuple[SnapshotCard, str]:
     """The card of the snapshot below `folder`, and its weights' sha256. Raises ConfigError if it
     is none.
     """
-    try:
-        record = json.loads(storage.read(f"{folder}/{CARD}"))
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {record['schema']}, not {SCHEMA}")
-        card = TypeAdapter(SnapshotCard).validate_json(json.dumps(record["card"]))
-        return card, str(record["sha256"])
-    except FileNotFoundError:
-        raise ConfigError(
-            [f"there is no snapshot in {storage.path(folder)} (no {CARD})"]
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError([f"{storage.path(folder)}/{CARD} is damaged: {error}"]) from None
+    return _card(_read(storage, folder, name=CARD), str(storage.path(folder)))
 
 
 def read_snapshot(storage: Folder, folder: str) -> Snapshot:
     """The generator below `folder`, checked against its sha256. Raises ConfigError where it is not
     whole.
     """
-    card, sha256 = read_card(storage, folder)
+    card, weights = (_read(storage, folder, name=name) for name in (CARD, TENSORS))
+    return load_snapshot(card, weights, where=str(storage.path(folder)))
+
+
+def _read(storage: Folder, folder: str, *, name: str) -> bytes:
     try:
-        data = storage.read(f"{folder}/{TENSORS}")
+        return storage.read(f"{folder}/{name}")
     except FileNotFoundError:
-        raise ConfigError([f"{storage.path(folder)}/{TENSORS} is missing"]) from None
-    if hashlib.sha256(data).hexdigest() != sha256:
         raise ConfigError(
-            [f"{storage.path(folder)}/{TENSORS} is damaged (its sha256 differs from {CARD})"]
-        )
-    weights = safetensors.torch.load(data)
+            [f"there is no snapshot in {storage.path(folder)} (no {name})"]
+        ) from None
+
+
+def load_snapshot(card: bytes, weights: bytes, *, where: str) -> Snapshot:
+    """The generator of a card's and a weights file's bytes; `where` names their folder in errors.
+
+    Raises ConfigError where they are damaged or do not belong together.
+    """
+    read, sha256 = _card(card, where)
+    if hashlib.sha256(weights).hexdigest() != sha256:
+        raise ConfigError([f"{where}/{TENSORS} is damaged (its sha256 differs from {CARD})"])
+    state = safetensors.torch.load(weights)
     module = build_generator(
-        card.generator, conditioning=card.conditioning, sample=card.sample, seed=0
+        read.generator, conditioning=read.conditioning, sample=read.sample, seed=0
     )
-    dtype = next(value.dtype for value in weights.values() if value.is_floating_point())
-    module.to(dtype).load_state_dict(weights)
-    return Snapshot(card, module.eval().requires_grad_(False), sha256)
+    dtype = next(value.dtype for value in state.values() if value.is_floating_point())
+    module.to(dtype).load_state_dict(state)
+    return Snapshot(read, module.eval().requires_grad_(False), sha256)
+
+
+def _card(data: bytes, where: str) -> tuple[SnapshotCard, str]:
+    try:
+        record = json.loads(data)
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {record['schema']}, not {SCHEMA}")
+        card = TypeAdapter(SnapshotCard).validate_json(json.dumps(record["card"]))
+        return card, str(record["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError([f"{where}/{CARD} is damaged: {error}"]) from None

@@ -83,7 +83,9 @@ def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> T
     run = Run.open(name, experiment, shards)
     if run.result is not None:
         result = run.result
-        registered = Registered(**result["registered"])
+        registered = Registered(
+            **{name: result["registered"][name] for name in ("model", "version", "known")}
+        )
         return Trained(run, result["nimg"], True, registered, where, result["mlflow_url"])
     with run.locked():
         return _train(run, shards, where, watcher)
@@ -120,6 +122,7 @@ def _complete(run: Run, outcome: Outcome, tracker: Tracker) -> Trained:
     try:
         tracker.ship(list(run.journal(after=tracker.shipped)))
         tracker.log_best(best.card.scores, best.card.nimg, time_ms=(judged or [now_ms()])[0])
+        run.lineage = Run.at(run.storage).lineage  # the workers noted there what they play on
         registered = register(tracker.where, run, best, mlflow_run_id=tracker.run_id)
         tracker.tag({"forger.model_version": registered.uri})
         tracker.finish("FINISHED")

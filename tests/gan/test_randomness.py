@@ -9,7 +9,7 @@ import torch
 from gan.config import ConfigError, GeneratorConfig, Sample
 from gan.networks import build_generator
 from gan.randomness import derive_seed, latents, public_labels, public_latents
-from gan.sampling import grid, images_of, to_uint8
+from gan.sampling import BLOCK, classes_of, exact, grid, images_of, to_uint8
 from gan.world import World
 
 
@@ -51,25 +51,70 @@ def generator(classes: int = 0):
 
 
 def test_a_seed_gives_the_same_image_whatever_else_is_drawn():
-    together = images_of(generator(), [3, 1, 4, 1], latent_dim=6)
-    alone = images_of(generator(), [4], latent_dim=6)
+    G = exact(generator())
+    together = images_of(G, [3, 1, 4, 1], latent_dim=6)
+    alone = images_of(G, [4], latent_dim=6)
     assert torch.equal(together[2], alone[0])
     assert torch.equal(together[1], together[3])
 
 
-def test_truncation_zero_is_the_mean_latent_and_one_changes_nothing():
+def drawn_anew(G: torch.nn.Module, *, block: int, threads: int, onednn: bool) -> torch.Tensor:
+    """64 raw images, values in [-1, 1], by another route through the CPU's kernels."""
+    z, before = public_latents(np.arange(64), latent_dim=16), torch.get_num_threads()
+    dtype = next(G.parameters()).dtype
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=onednn):
+            parts = [G(z[i : i + block].to(dtype), None) for i in range(0, 64, block)]
+        return torch.cat(parts)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bytes_are_the_same_by_every_route_in_float64_and_only_there():
+    """Threads, batch sizes and oneDNN choose other kernels, as another CPU does."""
+    config = GeneratorConfig(width=32, latent_dim=16)
+    sample = Sample((3, 32, 32))
+    G = build_generator(config, conditioning="none", sample=sample, seed=0).eval()
+    routes = [
+        {"block": block, "threads": threads, "onednn": onednn}
+        for block in (1, BLOCK, 64)
+        for threads in (1, 2)
+        for onednn in (True, False)
+    ]
+    single = [drawn_anew(G, **route) for route in routes]
+    double = [drawn_anew(exact(G), **route) for route in routes]
+    spread_single = max((other - single[0]).abs().max().item() for other in single)
+    spread_double = max((other - double[0]).abs().max().item() for other in double)
+    assert 1e-8 < spread_single < 1e-4
+    assert spread_double < 1e-13
+    drawn = images_of(exact(G), range(64), latent_dim=16)
+    assert all(torch.equal(to_uint8(other), drawn) for other in double)
+
+
+def test_an_exact_copy_leaves_the_generator_as_it_was():
     G = generator()
+    copied = exact(G)
+    assert next(copied.parameters()).dtype == torch.float64
+    assert next(G.parameters()).dtype == torch.float32
+    assert next(G.parameters()).requires_grad
+
+
+def test_truncation_zero_is_the_mean_latent_and_one_changes_nothing():
+    G = exact(generator())
     flat = images_of(G, [1, 2], latent_dim=6, truncation=0.0)
     assert torch.equal(flat[0], flat[1])
-    assert torch.equal(flat[0], to_uint8(G(torch.zeros(1, 6), None))[0])
+    assert torch.equal(flat[0], to_uint8(G(torch.zeros(1, 6).double(), None))[0])
     assert torch.equal(
         images_of(G, [1], latent_dim=6), images_of(G, [1], latent_dim=6, truncation=[1.0])
     )
 
 
 def test_labels_are_honoured_or_picked_by_the_seed():
-    G = generator(3)
+    G = exact(generator(3))
     picked = int(public_labels(np.array([5]), num_classes=3))
+    assert classes_of([5, 5], num_classes=3, labels=[None, 2]) == [picked, 2]
+    assert classes_of([5], num_classes=0) is None
     drawn = images_of(G, [5, 5], latent_dim=6, num_classes=3, labels=[None, picked])
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(
@@ -81,6 +126,8 @@ def test_requests_out_of_range_are_refused_with_every_reason():
     with pytest.raises(ConfigError) as caught:
         images_of(generator(), [-1], latent_dim=6, labels=[2], truncation=1.5)
     assert [m.split()[0] for m in caught.value.mistakes] == ["seed", "truncation", "this"]
+    with pytest.raises(ConfigError, match="2 seeds need as many labels, got 1"):
+        images_of(generator(3), [0, 1], latent_dim=6, num_classes=3, labels=[0])
     with pytest.raises(ConfigError, match="between 0 and 2, got 3"):
         images_of(generator(3), [0], latent_dim=6, num_classes=3, labels=[3])
 

@@ -7,99 +7,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
 
 from pipeline.checkpoint import latest_checkpoint
 from pipeline.run import Run
-from pipeline.shards import write_shards
-from pipeline.storage import Folder
-from tests.conftest import striped_images
+from tests.pipeline.desk import DEADLINE_SEC, Desk, mlflow_server
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-DEADLINE_SEC = 400
-EXPERIMENT = """
-name = "stripes"
-[data]
-shards = "data"
-[generator]
-width = 8
-latent_dim = 8
-lr = 1e-3
-[discriminator]
-width = 8
-lr = 1e-3
-[conditioning]
-name = "projection"
-[objective]
-penalty_interval = 4
-[turns]
-total_kimg = 4
-batch_size = 16
-[tracking]
-tick_kimg = 0.125
-[evaluate]
-images = 200
-[cluster]
-workers = 2
-"""
-
-
-class Desk:
-    """A folder in which somebody types forger commands."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        (folder / "stripes.toml").write_text(EXPERIMENT)
-        write_shards(
-            str(folder / "data"),
-            striped_images(200, size=16),
-            classes=("left", "right"),
-            origin={},
-        )
-
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs", *words],
-            cwd=self.folder,
-            env=inherited | {"PYTHONPATH": str(ROOT)} | env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, *words: str, code: int = 0, **env: str) -> str:
-        process = self.start(*words, **env)
-        output, _ = process.communicate(timeout=DEADLINE_SEC)
-        assert process.returncode == code, output
-        return output
-
-    def open_run(self, name: str = "stripes") -> Run:
-        return Run.at(Folder(self.folder / "runs" / name))
-
-    def wait_for_ticks(self, count: int, process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + DEADLINE_SEC
-        while time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()[0]
-            journal = self.folder / "runs" / "stripes" / "journal"
-            if journal.is_dir() and len(list(self.open_run().journal())) >= count:
-                return
-            time.sleep(0.05)
-        raise AssertionError("the run did not get that far")
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -128,7 +46,7 @@ def assert_tracked_once(desk: Desk, name: str, uri: str | None = None) -> None:
     """MLflow holds one run of this name, whose every metric equals the journal, point by point."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri or f"sqlite:///{desk.folder / 'runs' / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri=uri or desk.tracking)
     experiment = client.get_experiment_by_name("stripes")
     assert experiment is not None
     found = [
@@ -162,9 +80,10 @@ def desk(tmp_path_factory) -> Desk:
     return desk
 
 
-def test_the_main_job_ends_with_a_tracked_run_and_a_registered_champion(desk):
+def test_the_main_job_ends_with_a_tracked_run_and_a_registered_candidate(desk):
     assert "complete at 4.0 kimg" in desk.output
-    assert "models:/stripes/1 (champion)" in desk.output
+    assert "registered as candidate models:/stripes-candidates/1\n" in desk.output
+    assert "forger promote stripes" in desk.output
     assert_tracked_once(desk, "stripes")
     leftovers = {p.name for p in (desk.folder / "runs" / "stripes").iterdir()}
     assert leftovers == {
@@ -178,53 +97,16 @@ def test_the_main_job_ends_with_a_tracked_run_and_a_registered_champion(desk):
     }
 
 
-def test_the_champion_loads_as_a_pyfunc_and_draws_the_bytes_that_sample_draws(desk):
-    import mlflow
-    import pandas as pd
-
-    desk.run(
-        "sample",
-        "models:/stripes@champion",
-        "-n",
-        "3",
-        "--seed",
-        "5",
-        "--label",
-        "1",
-        "-o",
-        "three.png",
-    )
-    with Image.open(desk.folder / "three.png") as picture:
-        drawn = np.asarray(picture)
-    mlflow.set_tracking_uri(f"sqlite:///{desk.folder / 'runs' / 'mlflow.db'}")
-    model = mlflow.pyfunc.load_model("models:/stripes@champion")
-    rows = pd.DataFrame({"seed": [5, 6, 7], "label": [1, 1, 1], "truncation": [1.0, 1.0, 1.0]})
-    images = model.predict(rows)
-    assert images.shape == (3, 16, 16, 1)
-    assert images.dtype == np.uint8
-    enlarged = images[0].repeat(3, 0).repeat(3, 1)[..., 0]
-    np.testing.assert_array_equal(drawn[1:49, 1:49], enlarged)
-    without = model.predict(pd.DataFrame({"seed": [5]}))
-    assert without.shape == (1, 16, 16, 1)
+def test_a_run_notes_on_what_it_was_played(desk):
+    (stretch,) = desk.open_run().lineage["played"]
+    assert stretch["from_nimg"] == 0
+    assert stretch["world_size"] == 2
+    assert stretch["device"] == "cpu"
+    assert stretch["threads"] == 1
 
 
-def test_the_registered_version_names_its_lineage_and_holds_no_pickled_weights(desk):
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{desk.folder / 'runs' / 'mlflow.db'}")
-    version = client.get_model_version_by_alias("stripes", "champion")
-    run = desk.open_run()
-    assert version.tags["forger.data_digest"] == run.data_digest
-    assert version.tags["forger.run_id"] == run.id
-    assert "torch" in json.loads(version.tags["forger.packages"])
-    files = [p for p in (desk.folder / "runs" / "mlartifacts").rglob("*") if p.is_file()]
-    assert not [p for p in files if p.suffix in (".pkl", ".pt", ".pth", ".pickle")]
-    bundled = next(p for p in files if p.name == "generator.safetensors")
-    assert safetensors.torch.load_file(bundled)
-
-
-def test_evaluate_judges_the_champion_as_training_did(desk):
-    output = desk.run("evaluate", "models:/stripes@champion", "--json")
+def test_evaluate_judges_the_candidate_as_training_did(desk):
+    output = desk.run("evaluate", "models:/stripes-candidates@candidate", "--json")
     score = json.loads(output[output.index("{") :])
     best = desk.open_run().best()
     assert best is not None
@@ -232,14 +114,14 @@ def test_evaluate_judges_the_champion_as_training_did(desk):
     assert score["metrics"]["score/fd_pixels_200"] == pytest.approx(
         best.card.score("fd"), rel=1e-5
     )
-    assert score["num_reference"] == 200
+    assert score["protocol"]["num_reference"] == 200
 
 
 def test_a_complete_run_is_not_trained_again_and_again_begins_another(desk):
     first = desk.open_run()
     assert "complete at 4.0 kimg" in desk.run("train", "stripes.toml")
     output = desk.run("train", "stripes.toml", "--again")
-    assert "the same weights as before" in output
+    assert "the same generator as before" in output
     assert_same_end(desk.open_run("stripes-2"), first)
     assert_tracked_once(desk, "stripes-2")
 
@@ -291,51 +173,15 @@ def test_a_killed_worker_is_replaced_and_loses_nothing(desk, tmp_path):
     assert_tracked_once(here, "stripes")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_real_mlflow_server_tracks_the_same_as_the_local_file(desk, tmp_path):
-    here, port = Desk(tmp_path), free_port()
-    uri = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--workers", "1"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    env = os.environ | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + DEADLINE_SEC
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, (tmp_path / "server.log").read_text()
-            time.sleep(0.2)
+    here, candidate = Desk(tmp_path), "models:/stripes-candidates@candidate"
+    with mlflow_server(tmp_path) as uri:
         output = here.run("train", "stripes.toml", MLFLOW_TRACKING_URI=uri)
         assert f"{uri}/#/experiments/" in output
         assert_tracked_once(here, "stripes", uri)
-        here.run("sample", "models:/stripes@champion", "-o", "grid.png", MLFLOW_TRACKING_URI=uri)
+        here.run("sample", candidate, "-o", "grid.png", MLFLOW_TRACKING_URI=uri)
         assert_same_end(here.open_run(), desk.open_run())
         assert not (here.folder / "runs" / "mlflow.db").exists()
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        log.close()
 
 
 @pytest.mark.parametrize(

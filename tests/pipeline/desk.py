@@ -1,0 +1,195 @@
+"""What tests of runs share: a folder to type commands in, a small run, servers on free ports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.dataset import ShardSet
+from pipeline.experiment_file import experiment_from_dict
+from pipeline.play import play
+from pipeline.run import Best, Run
+from pipeline.shards import write_shards
+from pipeline.storage import Folder
+from tests.conftest import striped_images
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_SEC = 400
+EXPERIMENT = """
+name = "stripes"
+[data]
+shards = "data"
+[generator]
+width = 8
+latent_dim = 8
+lr = 1e-3
+[discriminator]
+width = 8
+lr = 1e-3
+[conditioning]
+name = "projection"
+[objective]
+penalty_interval = 4
+[turns]
+total_kimg = 4
+batch_size = 16
+[tracking]
+tick_kimg = 0.125
+[evaluate]
+images = 200
+[cluster]
+workers = 2
+"""
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would lead to somebody's Ray or MLflow."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+
+
+class Desk:
+    """A folder in which somebody types forger commands."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "stripes.toml").write_text(EXPERIMENT)
+        write_shards(
+            str(folder / "data"),
+            striped_images(200, size=16),
+            classes=("left", "right"),
+            origin={},
+        )
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", *words],
+            cwd=self.folder,
+            env=clean_environment() | {"PYTHONPATH": str(ROOT)} | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *words: str, code: int = 0, **env: str) -> str:
+        process = self.start(*words, **env)
+        output, _ = process.communicate(timeout=DEADLINE_SEC)
+        assert process.returncode == code, output
+        return output
+
+    @property
+    def tracking(self) -> str:
+        """The address of the desk's own MLflow."""
+        return f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}"
+
+    def open_run(self, name: str = "stripes") -> Run:
+        return Run.at(Folder(self.folder / "runs" / name))
+
+    def wait_for_ticks(self, count: int, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + DEADLINE_SEC
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0]
+            journal = self.folder / "runs" / "stripes" / "journal"
+            if journal.is_dir() and len(list(self.open_run().journal())) >= count:
+                return
+            time.sleep(0.05)
+        raise AssertionError("the run did not get that far")
+
+
+def small_run(storage: Path, stripes: ShardSet) -> Run:
+    """A finished run of a second or two, in this process, of 8 px images in two classes."""
+    values = {
+        "name": "small",
+        "data": {"shards": stripes.uri},
+        "generator": {"width": 8, "latent_dim": 4, "lr": 1e-3},
+        "discriminator": {"width": 8, "lr": 1e-3},
+        "conditioning": {"name": "projection"},
+        "turns": {"total_kimg": 0.064, "batch_size": 16},
+        "evaluate": {"images": 50},
+        "cluster": {"storage": str(storage)},
+    }
+    run = Run.open("small", experiment_from_dict(values), stripes)
+    assert play(run, stripes).finished
+    return run
+
+
+def best_of(run: Run) -> Best:
+    best = run.best()
+    assert best is not None
+    return best
+
+
+def negative_checkout(folder: Path) -> Path:
+    """A checkout in which somebody made dcgan draw every image as its own negative."""
+    for package in ("gan", "pipeline"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__*__"))
+        (folder / package / "__init__.py").touch()
+    (folder / "gan/networks/__init__.py").write_text(
+        (ROOT / "gan/networks/__init__.py").read_text()
+    )
+    dcgan = folder / "gan/networks/dcgan.py"
+    changed = dcgan.read_text().replace(
+        "return self.to_image(x).tanh()", "return -self.to_image(x).tanh()"
+    )
+    assert changed != dcgan.read_text()
+    dcgan.write_text(changed)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def server(
+    command: Callable[[int], list[str]], *, log: Path, env: dict[str, str], folder: Path
+) -> Iterator[str]:
+    """The address of a server that `command(port)` runs, once it answers; it ends with the
+    block.
+    """
+    port = free_port()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command(port), env=env, cwd=folder, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + DEADLINE_SEC
+            while time.monotonic() < deadline:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """The address of a real MLflow server, whose database and artifacts lie in `folder`."""
+
+    def command(port: int) -> list[str]:
+        words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        words += ["--port", str(port), "--workers", "1"]
+        words += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+        return [*words, "--artifacts-destination", str(folder / "artifacts")]
+
+    env = clean_environment() | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with server(command, log=folder / "server.log", env=env, folder=folder) as uri:
+        yield uri
