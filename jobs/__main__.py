@@ -16,6 +16,8 @@ VERBS = {  # the first line of help is kept here, so that `forger --help` import
     "evaluate": "Judge a generator against a data set.",
     "sample": "Draw images from a generator.",
     "export": "Write a generator as ONNX, for serving without torch.",
+    "history": "Show who made what champion, when and why.",
+    "rollback": "Put an older champion back in charge.",
     "extractor": "Train a feature extractor on a data set of your own.",
 }
 

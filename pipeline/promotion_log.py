@@ -25,14 +25,13 @@ from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError, check
 from pipeline.asking import create_once, explained
-from pipeline.entries import ENTRY, LINK, Entry, Head, Ledger, replay
+from pipeline.entries import OVERTAKEN, OWN, Entry, Head, Ledger, replay
 from pipeline.tracking import Backend
 
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 HEAD = "forger.head"  # tag of the model: the entry that was last made champion
-OVERTAKEN = "forger.overtaken"  # tag of an entry that never took effect, for readers of versions
 PAGE = 500
 MAX_PROJECTIONS = 50
 
@@ -129,6 +128,7 @@ class PromotionLog:
         before it is tried again.
         """
         check((bool(re.fullmatch(r"[\w.:-]{1,200}", entry.op)), f"op {entry.op!r} is no plain id"))
+        entry = entry.carrying(tags)
 
         def look() -> Entry | Ledger | None:
             ledger = self.latest()
@@ -286,5 +286,4 @@ def _sentence(entry: Entry) -> str:
 
 def lineage(tags: Mapping[str, str]) -> dict[str, str]:
     """A version's tags without those of the log: what a copy of it takes along."""
-    own = (ENTRY, LINK, OVERTAKEN)
-    return {name: value for name, value in tags.items() if name not in own}
+    return {name: value for name, value in tags.items() if name not in OWN}
