@@ -60,15 +60,22 @@ class PromotionLog:
         self.client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
         self._tags: dict[int, Mapping[str, str]] = {}
         self._registered: RegisteredModel | None = None
-        self._ledger = replay(model, ())
+        self.ledger = replay(model, ())
 
     # --- reading --------------------------------------------------------------------------------
 
-    def read(self) -> Ledger:
-        """The whole log, read anew. Raises ConfigError where there is no such model."""
+    def read(self, *, create: bool = False) -> Ledger:
+        """The whole log, read anew. Raises ConfigError where there is no such model, unless it is
+        to be created then.
+        """
         self._tags = {}
         with self._reading():
-            self._registered = self.client.get_registered_model(self.model)
+            try:
+                self._registered = self.client.get_registered_model(self.model)
+            except MlflowException as error:
+                if not create or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                self._registered = self._create()
         return self.latest()
 
     def entries(self) -> tuple[Entry, ...]:
@@ -94,9 +101,8 @@ class PromotionLog:
                 self._tags |= {int(version.version): version.tags for version in found}
                 if len(found) < PAGE:
                     break
-        tags = {} if self._registered is None else self._registered.tags
-        self._ledger = replay(self.model, self._tags.items(), head=Head.parse(tags.get(HEAD)))
-        return self._ledger
+        self.ledger = replay(self.model, self._tags.items(), head=self._noted)
+        return self.ledger
 
     def lineage_of(self, entry: Entry) -> dict[str, str]:
         """The lineage tags of an entry that was read."""
@@ -104,20 +110,15 @@ class PromotionLog:
 
     # --- writing --------------------------------------------------------------------------------
 
-    def create(self) -> None:
-        """Creates the registered model where there is none yet."""
+    def _create(self) -> RegisteredModel:
         right = "the right to create registered models"
         with explained(self.where, f"create the registered model {self.model!r}", right=right):
             try:
-                self.client.get_registered_model(self.model)
+                return self.client.create_registered_model(self.model)
             except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster
                     raise
-                try:
-                    self.client.create_registered_model(self.model)
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster
-                        raise
+                return self.client.get_registered_model(self.model)
 
     def append(self, entry: Entry, *, source: str, tags: Mapping[str, str]) -> Entry | None:
         """Writes an entry that `source` (models:/NAME/VERSION) has the artifact of, once for its
@@ -166,22 +167,10 @@ class PromotionLog:
                 self._registered = self.client.get_registered_model(self.model)
             ledger = self.latest()
             champion = ledger.champion
-            if champion is None or ledger.in_doubt is not None:
+            if champion is None or ledger.in_doubt is not None or self._shows(champion):
                 return champion
-            head = Head.parse(self._registered.tags.get(HEAD))
-            named = _named(self._registered)
             try:
-                if named != champion.version:
-                    with self._editing(f"move the alias {CHAMPION} of", only_denials=True):
-                        self.client.set_registered_model_alias(
-                            self.model, CHAMPION, str(champion.version)
-                        )
-                if head is None or head.version < champion.version:
-                    note = str(Head(champion.version, champion.link))
-                    with self._editing("tag", only_denials=True):
-                        self.client.set_registered_model_tag(self.model, HEAD, note)
-                elif named == champion.version:
-                    return champion
+                self._show(champion)
             except MlflowException as error:
                 # Of several that set an alias for the first time some get a UniqueViolation.
                 log.info("the alias was not set, looking again: %s", error)
@@ -191,20 +180,59 @@ class PromotionLog:
             [f"the log of {self.model!r} moved {MAX_PROJECTIONS} times while its alias was set"]
         )
 
+    def finish(self, written: Entry) -> None:
+        """Shows an entry that took effect just now, unless a later one did meanwhile."""
+        try:
+            self._show(written)
+        except MlflowException as error:
+            log.info("the alias was not set, looking again: %s", error)
+        self.project()
+
+    def _show(self, champion: Entry) -> None:
+        """Points the alias and the note at an entry. It may be one of yesterday by now, so
+        `project` has to look after it. Raises MlflowException.
+        """
+        with self._editing(f"move the alias {CHAMPION} of", only_denials=True):
+            self.client.set_registered_model_alias(self.model, CHAMPION, str(champion.version))
+            if self._noted is None or self._noted.version < champion.version:
+                note = str(Head(champion.version, champion.link))
+                self.client.set_registered_model_tag(self.model, HEAD, note)
+
+    def _shows(self, champion: Entry) -> bool:
+        """Whether the alias names it, and the note it or one that was deleted since."""
+        noted = self._noted is not None and self._noted.version >= champion.version
+        return noted and self._named == champion.version
+
+    @property
+    def _named(self) -> int | None:
+        """The version that the alias named when it was read."""
+        version = None if self._registered is None else self._registered.aliases.get(CHAMPION)
+        return None if version is None else int(version)
+
+    @property
+    def _noted(self) -> Head | None:
+        """The entry that was last made champion, as noted when it was read."""
+        return Head.parse(None if self._registered is None else self._registered.tags.get(HEAD))
+
     def drift(self) -> Drift | None:
         """What the alias and the log show that they should not; None where all is as it was
         written. Changes nothing.
         """
-        ledger, named, expected, noted = self._look()
-        if named != expected:  # somebody may have been about to set the alias
-            ledger, named, expected, noted = self._look()
-        findings = list(ledger.damages())
-        doubted = ledger.in_doubt
+        self.read()
+        return self._drift()
+
+    def _drift(self) -> Drift | None:
+        if self._expected != self._named:  # somebody may have been about to set the alias
+            self.read()
+        findings = list(self.ledger.damages())
+        named, expected, doubted = self._named, self._expected, self.ledger.in_doubt
         if doubted is not None:
-            findings.append(f"the alias stays where it is: entry {doubted.version} was in charge; "
-                            f"`forger rollback {self.model}` puts a whole one there")  # fmt: skip
+            findings.append(
+                f"the alias stays where it is: entry {doubted.version} was in charge; "
+                f"`forger rollback {self.model}` puts a whole one there"
+            )
         elif named != expected:
-            made = noted is not None and noted.version == expected
+            made = self._noted is not None and self._noted.version == expected
             findings.append(
                 f"the alias {CHAMPION} "
                 + ("is missing" if named is None else f"names {named}")
@@ -213,21 +241,18 @@ class PromotionLog:
             )
         return Drift(named, expected, tuple(findings)) if findings else None
 
-    def _look(self) -> tuple[Ledger, int | None, int | None, Head | None]:
-        """The log, the version that the alias names, the one that it should, and the note."""
-        ledger = self.read()
-        assert self._registered is not None
-        expected = None if ledger.champion is None else ledger.champion.version
-        noted = Head.parse(self._registered.tags.get(HEAD))
-        return ledger, _named(self._registered), expected, noted
+    @property
+    def _expected(self) -> int | None:
+        return None if self.ledger.champion is None else self.ledger.champion.version
 
-    def reconcile(self) -> Drift | None:
+    def reconcile(self, *, create: bool = False) -> Drift | None:
         """Repairs what a killed command or a hand left behind, and says what it found.
 
         The alias follows the log again. Damage to the log is told each time: nobody can repair
-        it, and it costs only what `replay` says.
+        it, and it costs only what `replay` says. What was read stays for `ledger`.
         """
-        found = self.drift()
+        self.read(create=create)
+        found = self._drift()
         if found is not None:
             self.project()
         self._mark_overtaken()
@@ -235,7 +260,7 @@ class PromotionLog:
 
     def _mark_overtaken(self) -> None:
         """Tags entries that never took effect, so that readers of models:/NAME/VERSION see it."""
-        for entry in self._ledger.entries:
+        for entry in self.ledger.entries:
             overtaken = entry.state in ("superseded", "repeated")
             if overtaken and OVERTAKEN not in self._tags[entry.version]:
                 with self._editing("tag"):
@@ -257,11 +282,6 @@ def _sentence(entry: Entry) -> str:
     """What a reader of MLflow's pages sees at the version."""
     done = f"rolled back to {entry.restores}" if entry.kind == "rollback" else "promoted"
     return f"{done} by {entry.actor}" + (f": {entry.reason}" if entry.reason else "")
-
-
-def _named(model: RegisteredModel) -> int | None:
-    version = model.aliases.get(CHAMPION)
-    return None if version is None else int(version)
 
 
 def lineage(tags: Mapping[str, str]) -> dict[str, str]:

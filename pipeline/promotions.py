@@ -109,10 +109,9 @@ def promote(
     """
     if force and not reason.strip():
         raise ConfigError(["a forced promotion needs a reason, and it is recorded"])
-    promotions.create()
-    promotions.reconcile()
+    promotions.reconcile(create=True)
     for rounds in range(MAX_ROUNDS):
-        ledger = promotions.latest()
+        ledger = promotions.latest() if rounds else promotions.ledger
         done, own_op = _earlier(ledger, op)
         if done is not None:
             return _repeated(promotions, ledger, done)
@@ -148,7 +147,7 @@ def promote(
             entry, source=f"models:/{entry.candidate}", tags=lineage(candidate.tags)
         )
         if written is not None:
-            promotions.project()
+            promotions.finish(written)
             return Promotion(
                 promotions.model, written, champion, verdict, verdict.outcome, rounds + 1
             )
@@ -178,7 +177,7 @@ def rollback(
     promotions.reconcile()
     taken_away = None
     for rounds in range(MAX_ROUNDS):
-        ledger = promotions.latest()
+        ledger = promotions.latest() if rounds else promotions.ledger
         done, own_op = _earlier(ledger, op)
         if done is not None:
             return _repeated(promotions, ledger, done)
@@ -210,7 +209,7 @@ def rollback(
             tags=promotions.lineage_of(target),
         )
         if written is not None:
-            promotions.project()
+            promotions.finish(written)
             return Promotion(promotions.model, written, ledger.champion, None, "", rounds + 1)
     raise ConfigError([_too_busy(promotions.model)])
 

@@ -569,7 +569,7 @@ def test_an_edited_champion_stays_in_service_and_is_not_promoted_against(where):
 
 def test_a_log_longer_than_a_page_is_read_whole(where):
     log = PromotionLog(where, MODEL)
-    log.create()
+    log.read(create=True)
     paper = Paper()
     last = replay(MODEL, ())
     from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlModelVersionTag
