@@ -10,7 +10,7 @@ import click
 from jobs.options import Progress, judging
 
 if TYPE_CHECKING:
-    pass
+    from pipeline.evaluate import Evaluation
 
 
 @click.command("evaluate")
