@@ -12,13 +12,15 @@ from gan.config import ConfigError
 
 VERBS = {  # the first line of help is kept here, so that `forger --help` imports none of them
     "prepare": "Make checksummed shards of images.",
-    "train": "Train an experiment and register its best generator.",
-    "evaluate": "Judge a generator against a data set.",
-    "sample": "Draw images from a generator.",
-    "export": "Write a generator as ONNX, for serving without torch.",
-    "history": "Show who made what champion, when and why.",
+    "train": "Train an experiment and register its best generator as a candidate.",
+    "evaluate": "Judge a generator against a data set, with error bars and pictures.",
+    "promote": "Judge a candidate against the champion, and promote it if it passes.",
+    "history": "Show who moved a model's champion, when and why.",
     "rollback": "Put an older champion back in charge.",
-    "extractor": "Train a feature extractor on a data set of your own.",
+    "reproduce": "Train a registered generator again, and compare bit for bit.",
+    "sample": "Draw images from a generator.",
+    "export": "Write a generator as ONNX.",
+    "extractor": "List feature extractors, or train one on a data set of your own.",
 }
 
 

@@ -34,9 +34,10 @@ def command(model, data, storage, images) -> None:
     from pathlib import Path
 
     from gan.config import ConfigError
+    from jobs.options import Progress
     from jobs.train import Screen
     from pipeline.find import find_generator
-    from pipeline.reproduce import equivalent, experiment_of, reproduce
+    from pipeline.reproduce import experiment_of, held_against, reproduce
 
     original = find_generator(model, storage=storage)
     experiment = experiment_of(original, storage=str(Path(storage).resolve()), data=data)
@@ -48,11 +49,12 @@ def command(model, data, storage, images) -> None:
     for difference in done.differences:
         click.echo(f"differs  {difference}")
     if done.copy is None:
-        raise ConfigError([f"stopped at {done.nimg / 1000:g} kimg; the same command goes on"])
+        raise ConfigError(["stopped before the end; the same command goes on"])
     if done.identical:
         click.echo(f"identical: the weights are the same, bit for bit ({original.sha256[:12]})")
         return
     click.echo(f"the weights differ by up to {done.largest_difference:.3g}")
-    verdict = equivalent(done, experiment, images=images, storage=storage)
+    with Progress() as told:
+        verdict = held_against(original, done.copy, storage=storage, images=images, told=told)
     click.echo(verdict.sentence)
-    sys.exit(0 if verdict.same else 1)
+    sys.exit(0 if verdict.indistinguishable else 1)

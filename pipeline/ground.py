@@ -10,11 +10,10 @@ import torch
 
 from gan.config import ConfigError
 from pipeline.dataset import ShardSet, open_shards
-from pipeline.evidence import Reference
+from pipeline.evidence import NUM_GROUPS, Reference
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.extraction import Each, Eye, Features, extract, eye_of, reals
 from pipeline.loader import permute
-from pipeline.measures import NUM_GROUPS
 from pipeline.protocol import Protocol, protocol_for
 from pipeline.shards import verify_shards
 from pipeline.snapshot import Snapshot
@@ -75,7 +74,8 @@ class Ground:
             mistakes.append(f"{who} draws {drawn}, the data at {self.real.uri} has {real}")
         if snapshot.card.classes and snapshot.card.classes != self.real.classes:
             mistakes.append(
-                f"{who} knows the classes {snapshot.card.classes}, the data has {self.real.classes}"
+                f"{who} knows the classes {snapshot.card.classes}, "
+                f"the data has {self.real.classes}"
             )
         if mistakes:
             raise ConfigError(mistakes)

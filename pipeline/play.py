@@ -25,7 +25,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.dataset import ShardSet
 from pipeline.extraction import FEATURES
-from pipeline.extractors import load_extractor
+from pipeline.extractors import configured_extractor
 from pipeline.judge import Judge, Score
 from pipeline.loader import batches
 from pipeline.pictures import grid_png
@@ -150,7 +150,7 @@ class _Host:
     def __init__(self, run: Run, shards: ShardSet, game: Game, *, device: torch.device | str):
         self.run, self.game = run, game
         self.experiment = run.experiment
-        extractor = load_extractor(self.experiment.evaluate.extractor, shards.sample.shape)
+        extractor = configured_extractor(self.experiment.evaluate, shards.sample.shape)
         cache = open_storage(run.storage.root.parent / FEATURES)
         self.judge = Judge(extractor, shards, device=device, cache=cache)
         self.first = game.world.is_first

@@ -83,9 +83,8 @@ def promote_candidate(
     model = candidate.model.removesuffix(CANDIDATES)
     challenger = load_registered(where, candidate.uri)
     log = PromotionLog(where, model)
-    log.create()
-    drift = log.reconcile()
-    op = _op(model, candidate, log.latest().tip, request)
+    drift = log.reconcile(create=True)
+    op = _op(model, candidate, log.ledger.tip, request)
     bench = _Bench(where, model, candidate, challenger, request, op, storage, cluster, told)
     promotion = promote(
         log, candidate, bench.decide, actor=who(), reason=request.reason, op=op,

@@ -6,15 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from gan.config import ConfigError
+from pipeline.checks import frechet_check
 from pipeline.dataset import open_shards
-from pipeline.experiment import Experiment
+from pipeline.evidence import Evidence, judge
+from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.experiment_file import experiment_from_dict
+from pipeline.extraction import extract, forgeries, forget
+from pipeline.ground import Told, ground_for
+from pipeline.hands import hands
 from pipeline.lineage import code_and_packages
 from pipeline.run import Run
 from pipeline.snapshot import Snapshot, read_snapshot
 from pipeline.train import Trained, Watcher, train
 
 REPRODUCED = "_reproduced"  # below the storage; no run can have this name
+STREAM = "reproduce"  # of latents and labels
+LEVEL = 0.05  # two-sided, at which a copy with other bits is told from the original
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,51 @@ def reproduce(original: Snapshot, experiment: Experiment, watcher: Watcher) -> R
         assert found is not None, "a finished run has been judged at its end"
         copy = read_snapshot(run.storage, found.folder)
     return Reproduced(original, copy, run, tuple(_differences(original.card.lineage)))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether two generators can be told apart by the gate's Frechet test."""
+
+    indistinguishable: bool
+    sentence: str
+
+
+def held_against(
+    original: Snapshot,
+    copy: Snapshot,
+    *,
+    storage: str,
+    images: int,
+    told: Told = lambda what, done, total: None,
+) -> Verdict:
+    """Judges both at the same latents on what the original was judged on, two-sided at LEVEL."""
+    ground = ground_for(original, storage=storage)
+    found: list[Evidence] = []
+    with hands(ClusterConfig(storage=storage)) as each:
+        reference = ground.reference(each, told)
+        for who, snapshot in (("the original", original), ("the copy", copy)):
+            look = forgeries(
+                snapshot, ground.eye, ground.real, stream=STREAM, seed=0, storage=storage
+            )
+            forged = extract(
+                look,
+                images=images,
+                each=each,
+                progress=lambda done, n, who=who: told(who, done, n),
+            )
+            forget(look)
+            found.append(judge(forged.vectors, forged.labels, reference))
+    check = frechet_check(
+        found[0].frechet, found[1].frechet, alpha=LEVEL / 2, resolution=0.0, paired=True
+    )
+    same = check.low <= 0 <= check.high
+    told_apart = "cannot be told apart" if same else "are not the same generator"
+    return Verdict(
+        same,
+        f"they {told_apart}: Frechet distances differ by {check.value:.3g}, "
+        f"[{check.low:.3g}, {check.high:.3g}] at level {LEVEL:g}, on {images} images of each",
+    )
 
 
 def _differences(lineage: dict[str, Any]) -> list[str]:

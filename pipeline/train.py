@@ -19,7 +19,7 @@ from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import check_address, connected, failure_reason, trainer
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
-from pipeline.extractors import absolute_name, load_extractor
+from pipeline.extractors import absolute_name, absolute_weights, configured_extractor
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
 from pipeline.run import JournalLine, Run, free_name, now_ms
@@ -63,17 +63,20 @@ class TrainingError(Exception):
     """A worker failed; the message holds the failing rank's own error."""
 
 
-def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> Trained:
+def train(
+    experiment: Experiment, watcher: Watcher, *, again: bool = False, register_best: bool = True
+) -> Trained:
     """Trains the experiment's run to its end and registers the best generator.
 
-    A run that is complete is returned as it is; with `again`, another is begun beside it. On
-    KeyboardInterrupt the workers checkpoint at their next tick and the run is returned unfinished;
-    a second one gives up at once. Raises ConfigError for the user's mistakes, before anything is
-    started, and TrainingError where the workers failed for good.
+    A run that is complete is returned as it is; with `again`, another is begun beside it. Without
+    `register_best` nothing is registered. On KeyboardInterrupt the workers checkpoint at their
+    next tick and the run is returned unfinished; a second one gives up at once. Raises ConfigError
+    for the user's mistakes, before anything is started, and TrainingError where the workers failed
+    for good.
     """
     shards = open_shards(experiment.data.shards)
     check_sample(experiment.game, shards.sample)
-    load_extractor(experiment.evaluate.extractor, shards.sample.shape)
+    configured_extractor(experiment.evaluate, shards.sample.shape)
     verify_shards(shards)
     where = backend(experiment.cluster.storage)
     check_address()
@@ -83,15 +86,24 @@ def train(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> T
     run = Run.open(name, experiment, shards)
     if run.result is not None:
         result = run.result
-        registered = Registered(
-            **{name: result["registered"][name] for name in ("model", "version", "known")}
-        )
+        registered = _registered(result["registered"])
         return Trained(run, result["nimg"], True, registered, where, result["mlflow_url"])
     with run.locked():
-        return _train(run, shards, where, watcher)
+        return _train(run, shards, where, watcher, register_best=register_best)
 
 
-def _train(run: Run, shards: ShardSet, where: Backend, watcher: Watcher) -> Trained:
+def _registered(record: dict[str, Any] | None) -> Registered | None:
+    """The version that a complete run's result names, if any."""
+    if record is None:
+        return None
+    return Registered(
+        **{field.name: record[field.name] for field in dataclasses.fields(Registered)}
+    )
+
+
+def _train(
+    run: Run, shards: ShardSet, where: Backend, watcher: Watcher, *, register_best: bool
+) -> Trained:
     """The run, which nobody else is playing, to its end or to a stop."""
     run.withdraw_stop()
     experiment, start = run.experiment, newest_nimg(run.storage)
@@ -111,11 +123,12 @@ def _train(run: Run, shards: ShardSet, where: Backend, watcher: Watcher) -> Trai
     if not outcome.finished:
         tracker.finish("KILLED")
         return Trained(run, outcome.nimg, False, None, where, tracker.url)
-    return _complete(run, outcome, tracker)
+    return _complete(run, outcome, tracker, register_best=register_best)
 
 
-def _complete(run: Run, outcome: Outcome, tracker: Tracker) -> Trained:
+def _complete(run: Run, outcome: Outcome, tracker: Tracker, *, register_best: bool) -> Trained:
     """Registers the best generator and closes the run; safe to do again where it was cut short."""
+    registered = None
     best = run.best()
     assert best is not None, "a finished run has been judged at its end"
     judged = [line.time_ms for line in run.journal() if line.nimg == best.card.nimg]
@@ -123,8 +136,9 @@ def _complete(run: Run, outcome: Outcome, tracker: Tracker) -> Trained:
         tracker.ship(list(run.journal(after=tracker.shipped)))
         tracker.log_best(best.card.scores, best.card.nimg, time_ms=(judged or [now_ms()])[0])
         run.lineage = Run.at(run.storage).lineage  # the workers noted there what they play on
-        registered = register(tracker.where, run, best, mlflow_run_id=tracker.run_id)
-        tracker.tag({"forger.model_version": registered.uri})
+        if register_best:
+            registered = register(tracker.where, run, best, mlflow_run_id=tracker.run_id)
+            tracker.tag({"forger.model_version": registered.uri})
         tracker.finish("FINISHED")
     except Exception as error:  # the training itself is safe in the run's folder
         raise TrainingError(
@@ -133,7 +147,7 @@ def _complete(run: Run, outcome: Outcome, tracker: Tracker) -> Trained:
     result = {
         "nimg": outcome.nimg,
         "best": best.folder,
-        "registered": dataclasses.asdict(registered),
+        "registered": registered and dataclasses.asdict(registered),
         "mlflow_url": tracker.url,
     }
     run.complete(result)
@@ -231,10 +245,15 @@ def _job(run: Run, shards: ShardSet) -> dict[str, Any]:
     """What a worker is told; names in it hold in any folder, because Ray runs it in one of its
     own.
     """
-    extractor = absolute_name(run.experiment.evaluate.extractor)
+    evaluate = run.experiment.evaluate
+    told = dataclasses.replace(
+        evaluate,
+        extractor=absolute_name(evaluate.extractor),
+        weights=absolute_weights(evaluate.weights),
+    )
     return {
         "run": run.storage.uri,
-        "experiment": run.experiment.replace("evaluate.extractor", extractor).to_dict(),
+        "experiment": dataclasses.replace(run.experiment, evaluate=told).to_dict(),
         "shards": shards.uri,
         "threads": run.experiment.cluster.cpus_per_worker,
     }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from gan.config import Conditioning
 from gan.features import pixels
 from pipeline.dataset import open_shards
 from pipeline.judge import Judge
@@ -72,9 +73,10 @@ def test_reals_are_measured_once_for_a_data_set_and_extractor(stripes, tmp_path)
 
 def test_scores_of_another_reference_extractor_or_count_have_another_protocol(stripes):
     judge = Judge(pixels((1, 8, 8)), stripes)
+    settings: list[tuple[Conditioning, int]] = [("none", 50), ("projection", 50), ("none", 60)]
     scores = [
         judge.score(Noise(0.1), latent_dim=64, conditioning=labels, images=count)
-        for labels, count in (("none", 50), ("projection", 50), ("none", 60))
+        for labels, count in settings
     ]
     assert len({score.protocol.sha256 for score in scores}) == 3
 
