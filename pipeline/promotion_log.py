@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 CHAMPION = "champion"
 HEAD = "forger.head"  # tag of the model: the entry that was last made champion
 PAGE = 500
+MARK = "forger.log"  # tag of the model, set again by each promoter before it measures
 MAX_PROJECTIONS = 50
 
 
@@ -118,6 +119,13 @@ class PromotionLog:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster
                     raise
                 return self.client.get_registered_model(self.model)
+
+    def check_right(self) -> None:
+        """Raises ConfigError where the user may not write here: to be asked before a gate works
+        for minutes. MLflow answers that only to who tries, so a tag is set that says nothing new.
+        """
+        with self._editing("write to"):
+            self.client.set_registered_model_tag(self.model, MARK, "1")
 
     def append(self, entry: Entry, *, source: str, tags: Mapping[str, str]) -> Entry | None:
         """Writes an entry that `source` (models:/NAME/VERSION) has the artifact of, once for its

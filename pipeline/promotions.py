@@ -112,6 +112,7 @@ def promote(
     if force and not reason.strip():
         raise ConfigError(["a forced promotion needs a reason, and it is recorded"])
     promotions.reconcile(create=True)
+    promotions.check_right()
     for rounds in range(MAX_ROUNDS):
         ledger = promotions.latest() if rounds else promotions.ledger
         done, own_op = _earlier(ledger, op)
@@ -177,6 +178,7 @@ def rollback(
     if not reason.strip():
         raise ConfigError(["a rollback needs a reason, and it is recorded"])
     promotions.reconcile()
+    promotions.check_right()
     taken_away = None
     for rounds in range(MAX_ROUNDS):
         ledger = promotions.latest() if rounds else promotions.ledger
