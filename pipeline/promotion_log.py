@@ -16,7 +16,7 @@ import random
 import re
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -124,7 +124,7 @@ class PromotionLog:
         """Raises ConfigError where the user may not write here: to be asked before a gate works
         for minutes. MLflow answers that only to who tries, so a tag is set that says nothing new.
         """
-        with self._editing("write to"):
+        with suppress(MlflowException), self._editing("write to"):
             self.client.set_registered_model_tag(self.model, MARK, "1")
 
     def append(self, entry: Entry, *, source: str, tags: Mapping[str, str]) -> Entry | None:
@@ -160,7 +160,7 @@ class PromotionLog:
         if mine.state == "applied":
             return mine
         try:
-            self._mark_overtaken()
+            self._mark_overtaken(mine)
         except ConfigError as error:  # the next command does it
             log.info("an overtaken entry was not marked: %s", error)
         return None
@@ -180,7 +180,6 @@ class PromotionLog:
             try:
                 self._show(champion)
             except MlflowException as error:
-                # Of several that set an alias for the first time some get a UniqueViolation.
                 log.info("the alias was not set, looking again: %s", error)
                 self._tags = {}  # its version may have been deleted
                 time.sleep(random.uniform(0, 0.1) * (turn + 1))
@@ -200,7 +199,7 @@ class PromotionLog:
         """Points the alias and the note at an entry. It may be one of yesterday by now, so
         `project` has to look after it. Raises MlflowException.
         """
-        with self._editing(f"move the alias {CHAMPION} of", only_denials=True):
+        with self._editing(f"move the alias {CHAMPION} of"):
             self.client.set_registered_model_alias(self.model, CHAMPION, str(champion.version))
             if self._noted is None or self._noted.version < champion.version:
                 note = str(Head(champion.version, champion.link))
@@ -263,15 +262,15 @@ class PromotionLog:
         found = self._drift()
         if found is not None:
             self.project()
-        self._mark_overtaken()
+        self._mark_overtaken(*self.ledger.entries)
         return found
 
-    def _mark_overtaken(self) -> None:
+    def _mark_overtaken(self, *entries: Entry) -> None:
         """Tags entries that never took effect, so that readers of models:/NAME/VERSION see it."""
-        for entry in self.ledger.entries:
+        for entry in entries:
             overtaken = entry.state in ("superseded", "repeated")
             if overtaken and OVERTAKEN not in self._tags[entry.version]:
-                with self._editing("tag"):
+                with suppress(MlflowException), self._editing("tag"):
                     self.client.set_model_version_tag(
                         self.model, str(entry.version), OVERTAKEN, entry.state
                     )
@@ -281,9 +280,12 @@ class PromotionLog:
         doing = f"read the registered model {self.model!r}"
         return explained(self.where, doing, right=f"READ on {self.model!r}")
 
-    def _editing(self, doing: str, *, only_denials: bool = False) -> AbstractContextManager:
+    def _editing(self, doing: str) -> AbstractContextManager:
+        """Denials as ConfigError; other errors stay MLflow's. Of several that set an alias or a
+        tag for the first time some get a UniqueViolation, and then it is set.
+        """
         doing, right = f"{doing} the registered model {self.model!r}", f"EDIT on {self.model!r}"
-        return explained(self.where, doing, right=right, only_denials=only_denials)
+        return explained(self.where, doing, right=right, only_denials=True)
 
 
 def _sentence(entry: Entry) -> str:

@@ -193,7 +193,7 @@ def test_racing_promoters_share_a_local_file(tmp_path):
     for number in range(1, 9):
         tags = KnownCandidate(CANDIDATES, number).tags
         client.create_model_version(CANDIDATES, tmp_path.as_uri(), tags=tags)
-    for number in range(3):
+    for number in range(2):
         model = f"local-{number}"
         numbers = random.Random(number).sample(range(1, 9), 4)
         outcomes = [p.last_word() for p in group(person, model, numbers, seconds=0.05)]
@@ -206,12 +206,7 @@ def test_racing_promoters_share_a_local_file(tmp_path):
 def test_killed_promoters_leave_nothing_half_done_after_the_next_command(team):
     dice, at_once = random.Random(2), 5
     unfinished, finished, points = 0, 0, {"before": 0, "after": 0}
-    promoters = group(team.promoter, team.model("calm"), list(range(1, at_once + 1)), seconds=0.05)
-    promoters[0].wait_to_begin()
-    began = time.monotonic()
-    outcomes = [promoter.last_word() for promoter in promoters]
-    assert set(outcomes) <= {"promoted", "rejected"}, outcomes
-    lasts = time.monotonic() - began
+    lasts = longest = 1.0  # seconds that a group works; learned, for machines differ
     for number in range(KILLS):
         if sum(points.values()) >= KILLS:
             break
@@ -226,24 +221,25 @@ def test_killed_promoters_leave_nothing_half_done_after_the_next_command(team):
             promoter.process.kill()
         for promoter in promoters:
             promoter.process.join(60)
+        killed = [p for p in promoters if p.process.exitcode == -signal.SIGKILL]
         log = log_of(team.promoter, model)
         written = {entry.op.rpartition(".")[0] for entry in log.entries()}
-        for promoter in promoters:
-            if promoter.process.exitcode == -signal.SIGKILL:
-                points["after" if promoter.op in written else "before"] += 1
-            else:
-                finished += 1
+        for promoter in killed:
+            points["after" if promoter.op in written else "before"] += 1
+        finished += len(promoters) - len(killed)
         found = log.reconcile()
         if found is not None:
             assert "a move did not finish" in "".join(found.findings), found
             unfinished += 1
         one_line_of_better_champions(team.promoter, model)
-        for promoter in promoters:  # each types the command again
+        for promoter in killed:  # each types the command again
             run(team.promoter, model, promoter.candidate, promoter.op, 0)
         ledger = one_line_of_better_champions(team.promoter, model)
         assert quality(ledger.champion) == max(numbers)
+        longest = max(longest, lasts)
+        lasts *= 0.8 if len(killed) < at_once - 1 else 1.25
     print(
-        f"killed over {lasts:.2f} s: {points['before']} before their entry, {points['after']} "
+        f"killed within {longest:.1f} s: {points['before']} before their entry, {points['after']} "
         f"after it ({finished} were faster); {unfinished} moves were unfinished"
     )
     assert points["before"] + points["after"] >= KILLS
