@@ -1,76 +1,57 @@
-"""forger evaluate: a generator against a data set."""
+"""forger evaluate: a generator against a data set, with error bars and pictures."""
 
 from __future__ import annotations
 
 import json
-import sys
+from typing import TYPE_CHECKING
 
 import click
+
+from jobs.options import Progress, judging
+
+if TYPE_CHECKING:
+    pass
 
 
 @click.command("evaluate")
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--against", metavar="DATA", help="Prepared data; what MODEL was trained on, where left out."
-)
-@click.option("--images", type=click.IntRange(2), help="As in training, where left out.")
-@click.option("--extractor", help="As in training, where left out.")
-@click.option(
-    "--storage",
-    default="runs",
+    "--images",
+    type=click.IntRange(100),
+    default=10_000,
     show_default=True,
-    help="Where the runs and the local registry are.",
+    help="How many are forged and judged.",
 )
+@judging
+@click.option("--output", metavar="DIR", help="Where table, pictures and page go.")
+@click.option("--track/--no-track", default=True, help="Record it in MLflow.  [default: track]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(model, against, images, extractor, storage, as_json) -> None:
-    """Judge MODEL: Frechet distance and KID on an extractor's features.
+def command(
+    model, images, against, held_out, extractor, weights, weights_sha256, workers, storage, output,
+    track, as_json,
+) -> None:  # fmt: skip
+    """Judge MODEL by every measure, each with its error.
 
-    MODEL as in `forger sample`. The names of the scores say the extractor and the number of
-    images.
+    MODEL is models:/NAME@champion or models:/NAME/VERSION in the registry, a run (its best
+    snapshot), or a snapshot's folder. The names of the scores say the extractor and the number of
+    images; scores of another protocol are not comparable. Features of real images are kept below
+    the storage, so that the next evaluation is faster; a killed one goes on where it was.
     """
-    from dataclasses import asdict
-
-    from gan.config import ConfigError
-    from pipeline.dataset import open_shards
-    from pipeline.evaluate import Judge
-    from pipeline.experiment_file import experiment_from_dict
-    from pipeline.extractors import load_extractor
+    from pipeline.evaluate import evaluate
     from pipeline.find import find_generator
-    from pipeline.shards import verify_shards
+    from pipeline.ground import ground_for
 
     snapshot = find_generator(model, storage=storage)
-    trained_by = experiment_from_dict(snapshot.card.lineage["experiment"])
-    shards = open_shards(against or trained_by.data.shards)
-    verify_shards(shards)
-    if (known := snapshot.card.sample.shape) != shards.sample.shape:
-        raise ConfigError(
-            [f"MODEL draws {known}, the data at {shards.uri} has {shards.sample.shape}"]
-        )
-    if snapshot.card.classes and snapshot.card.classes != shards.classes:
-        raise ConfigError(
-            [f"MODEL knows the classes {snapshot.card.classes}, the data has {shards.classes}"]
-        )
-    judge = Judge(
-        load_extractor(extractor or trained_by.evaluate.extractor, shards.sample.shape), shards
-    )
-    with click.progressbar(length=1, label="judging", width=40, file=sys.stderr) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        score = judge.score(
-            snapshot.module,
-            latent_dim=snapshot.card.generator.latent_dim,
-            conditioning=snapshot.card.conditioning,
-            images=images or trained_by.evaluate.images,
-            progress=progress,
-        )
+    ground = ground_for(
+        snapshot, against=against, held_out=held_out, extractor=extractor, weights=weights,
+        weights_sha256=weights_sha256, storage=storage,
+    )  # fmt: skip
+    with Progress() as told:
+        found = evaluate(
+            snapshot, ground, model=model, images=images, workers=workers, output=output,
+            track=track, told=told,
+        )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(asdict(score)))
-        return
-    for name, value in score.metrics.items():
-        click.echo(f"{name:<28}{value:.6g}")
-    click.echo(f"{'images':<28}{score.num_images}, against {score.num_reference} real ones")
-    click.echo(f"{'reference':<28}{score.reference_digest[:12]} ({shards.uri})")
-    click.echo(f"{'extractor':<28}{score.extractor} {score.extractor_sha256[:12]}")
+        click.echo(json.dumps(found.record()))
+    else:
+        _print(found)

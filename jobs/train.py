@@ -42,7 +42,7 @@ def command(experiment, overrides, dry_run, again) -> None:
     click.echo(f"{loaded.experiment.name}: loading torch, ray and mlflow")
     from pipeline.train import TrainingError, train
 
-    screen = _Screen(loaded.experiment.turns.total_kimg)
+    screen = Screen(loaded.experiment.turns.total_kimg)
     try:
         trained = train(loaded.experiment, screen.watcher(), again=again)
     except TrainingError as error:
@@ -91,7 +91,7 @@ def _toml(value: object) -> str:
     )
 
 
-class _Screen:
+class Screen:
     """One aligned line a tick."""
 
     def __init__(self, total_kimg: float):

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
+from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -125,6 +126,34 @@ def trainer(
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
+
+
+def each_on_ray(
+    function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], *, cluster: ClusterConfig
+) -> Iterator[Any]:
+    """Calls `function(*job)` for every job on Ray, `cluster.workers` at once; yields the results
+    as they come.
+
+    A task whose process or node is lost is run again, up to `cluster.max_failures` times; the
+    function's own error is raised as it is. Raises ConfigError where the cluster is too small.
+    """
+    task = ray.remote(function).options(
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=1 if _gives_gpus(cluster) else 0,
+        max_retries=cluster.max_failures,
+    )
+    waiting, running = list(reversed(jobs)), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < cluster.workers:
+                running.append(task.remote(*waiting.pop()))
+            ended, running = ray.wait(running, num_returns=1)
+            yield ray.get(ended[0])
+    except RayTaskError as error:
+        raise error.cause from error
+    finally:
+        for left in running:
+            ray.cancel(left)
 
 
 def _gives_gpus(cluster: ClusterConfig) -> bool:

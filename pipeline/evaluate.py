@@ -1,126 +1,138 @@
-"""Stage: a generator against a reference, each worker judging its share."""
+"""Stage: a generator against real images by every measure, with errors, pictures and a page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
+from pipeline.evidence import judge
+from pipeline.experiment import ClusterConfig
+from pipeline.extraction import extract, forgeries, forget
+from pipeline.ground import Ground, Told
+from pipeline.hands import hands
+from pipeline.measures import Measures
+from pipeline.page import Page, render
+from pipeline.protocol import Protocol, metric_name
+from pipeline.shown import class_table, forged_grid, measure_table, neighbour_pictures
+from pipeline.snapshot import Snapshot
+from pipeline.storage import open_storage
+from pipeline.tracking import Backend, track_evaluation
 
-from gan.config import Conditioning, ConfigError
-from gan.features import Extractor
-from gan.metrics import FeatureMoments, frechet_distance, kid
-from gan.randomness import latents
-from gan.sampling import to_uint8
-from gan.world import World
-from pipeline.dataset import ShardSet
-from pipeline.shards import ShardReader
-
-SEED = 0  # of the latents judged: the same for every run, so that scores differ by generator alone
-BLOCK = 100  # images in one forward pass; fixed, so that a score does not depend on the workers
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How far a generator is from a reference, and by what measure."""
-
-    metrics: dict[str, float]  # by full name: score/fd_digits_5k
-    num_images: int
-    num_reference: int
-    extractor: str
-    extractor_sha256: str
-    reference_digest: str
+STREAM = "judge"  # of latents and labels; no run, no search and no gate draws from it
+SEED = 0  # the same for every generator, so that scores of one protocol differ by it alone
+EVALUATIONS = "_evaluations"  # below the storage; no run can have this name
+SHOWN = ("fd", "fd_plug_in", "kid", "precision", "recall", "density", "coverage", "diversity")
 
 
-def count_label(count: int) -> str:
-    """5000 as '5k', 2500 as '2500': how sample counts appear in metric names."""
-    return f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What was found of a generator, and where it lies."""
+
+    model: str
+    sha256: str
+    nimg: int
+    protocol: Protocol
+    measures: Measures
+    scores: dict[str, float]  # by full name: score/fd_digits_10k, and with _se its error
+    folder: str
+    url: str | None  # in MLflow
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self) | {"protocol_sha256": self.protocol.sha256}
 
 
-def metric_name(metric: str, *, extractor: str, images: int) -> str:
-    """The full name of a score, which says extractor and sample count: score/fd_digits_5k."""
-    return f"score/{metric}_{extractor}_{count_label(images)}"
+def evaluate(
+    snapshot: Snapshot,
+    ground: Ground,
+    *,
+    model: str,
+    images: int,
+    cluster: ClusterConfig,
+    output: str | None = None,
+    where: Backend | None = None,
+    told: Told = lambda what, done, total: None,
+) -> Evaluation:
+    """Judges `images` forged images and writes evaluation.json, pictures and a page to `output`.
 
-
-class Judge:
-    """Scores generators against one data set with one extractor. Every rank builds one and calls
-    it.
+    They go to MLflow too where it is given. `model` is what people call the generator. Raises
+    ConfigError where it cannot be judged on this ground.
     """
-
-    def __init__(
-        self,
-        extractor: Extractor,
-        shards: ShardSet,
-        *,
-        world: World | None = None,
-        device: torch.device | str = "cpu",
-    ):
-        self.extractor, self.shards = extractor, shards
-        self.world = world or World.current()
-        self.device = torch.device(device)
-        extractor.module.to(self.device)
-        self._reader = ShardReader(shards)
-        self._reference: FeatureMoments | None = None
-
-    def score(
-        self,
-        generator: nn.Module,
-        *,
-        latent_dim: int,
-        conditioning: Conditioning,
-        images: int,
-        progress: Progress = lambda done, total: None,
-    ) -> Score:
-        """Frechet distance and KID of `images` samples at fixed latents, the same at any world
-        size.
-
-        Labels to forge under are the data's own. Raises ValueError where a feature is not finite.
-        Every rank must call this.
-        """
-        real = self._reference = self._reference or self._measure_reference(progress)
-        fake = FeatureMoments.zeros(self.extractor.dim, device=self.device)
-        blocks = self._my_blocks(images)
-        first = next(generator.parameters())
-        for done, block in enumerate(blocks):
-            z = latents(SEED, "evaluate", block.start, batch_size=BLOCK, latent_dim=latent_dim)
-            labels = None
-            if conditioning != "none":
-                numbers = np.arange(block.start, block.stop) % self.shards.num_images
-                labels = self._reader.labels(numbers).to(first.device)
-            with torch.no_grad():
-                samples = to_uint8(generator(z[: len(block)].to(first), labels))
-            fake.add(self.extractor(samples.to(self.device)))
-            progress(done + 1, len(blocks))
-        fake = fake.reduce(self.world)
-        values = {"fd": frechet_distance(fake, real), "kid": kid(fake, real)}
-        return Score(
-            metrics={
-                metric_name(name, extractor=self.extractor.name, images=images): value
-                for name, value in values.items()
-                if value is not None
-            },
-            num_images=images,
-            num_reference=int(real.count.item()),
-            extractor=self.extractor.name,
-            extractor_sha256=self.extractor.sha256,
-            reference_digest=self.shards.digest,
+    ground.check(snapshot, who="MODEL")
+    look = forgeries(
+        snapshot, ground.eye, ground.real, stream=STREAM, seed=SEED, storage=ground.storage
+    )
+    with hands(cluster) as each:
+        reference = ground.reference(each, told)
+        forged = extract(
+            look, images=images, each=each, progress=lambda done, n: told("forged images", done, n)
         )
+    evidence = judge(forged.vectors, forged.labels, reference)
+    protocol = ground.protocol(snapshot, num_images=images, latents=f"{STREAM}/{SEED}")
+    default = f"{ground.storage}/{EVALUATIONS}/{snapshot.sha256[:12]}-{protocol.sha256[:12]}"
+    folder = open_storage(output or default)
+    found = Evaluation(
+        model=model,
+        sha256=snapshot.sha256,
+        nimg=snapshot.card.nimg,
+        protocol=protocol,
+        measures=evidence.measures,
+        scores=scores_of(evidence.measures, protocol, ground),
+        folder=folder.uri,
+        url=None,
+    )
+    grid = forged_grid(look)
+    neighbours = neighbour_pictures(look, forged.vectors, evidence, reference, ground)
+    folder.write("evaluation.json", json.dumps(found.record(), indent=1).encode())
+    folder.write("grid.png", grid.png)
+    for name, picture in zip(("suspicious", "ordinary"), neighbours, strict=True):
+        folder.write(f"neighbours-{name}.png", picture.png)
+    page = Page(
+        title=f"{model} judged",
+        summary=[f"{images} forged images against {protocol.num_reference} real ones."],
+        grids=[grid],
+        tables=[measure_table({model: evidence.measures}), *class_table({model: evidence.measures},
+                ground.real.classes)],
+        neighbours=neighbours,
+        record=record_rows(found),
+    )  # fmt: skip
+    folder.write("evaluation.html", render(page).encode())
+    forget(look)
+    if where is None:
+        return found
+    trained_by = snapshot.card.lineage["experiment"]
+    url = track_evaluation(
+        where,
+        trained_by["tracking"]["experiment"] or trained_by["name"],
+        name=f"evaluate {model}",
+        tags={"forger.protocol": protocol.sha256, "forger.sha256": snapshot.sha256},
+        metrics=found.scores,
+        nimg=snapshot.card.nimg,
+        folder=Path(folder.uri),
+    )
+    return dataclasses.replace(found, url=url)
 
-    def _measure_reference(self, progress: Progress) -> FeatureMoments:
-        if self.shards.num_images < 2:
-            raise ConfigError([f"{self.shards.uri} holds too few images to judge against"])
-        moments = FeatureMoments.zeros(self.extractor.dim, device=self.device)
-        blocks = self._my_blocks(self.shards.num_images)
-        for done, block in enumerate(blocks):
-            images, _ = self._reader.take(np.arange(block.start, block.stop))
-            moments.add(self.extractor(images.to(self.device)))
-            progress(done + 1, len(blocks))
-        return moments.reduce(self.world)
 
-    def _my_blocks(self, count: int) -> list[range]:
-        """This rank's blocks of range(count): every world-size-th, so no image counts twice."""
-        blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
-        return blocks[self.world.rank :: self.world.size]
+def scores_of(measures: Measures, protocol: Protocol, ground: Ground) -> dict[str, float]:
+    """Every measure by its full name, and its standard error by that name and _se."""
+    extractor = ground.eye.open(ground.real.sample.shape)
+    found: dict[str, float] = {}
+    for name in SHOWN:
+        measure = getattr(measures, name)
+        if measure is not None:
+            full = metric_name(name, extractor, images=protocol.num_images)
+            found[full] = measure.value
+            found[f"{full}_se"] = measure.standard_error
+    copies = metric_name("memorized", extractor, images=protocol.num_images)
+    found[copies] = measures.memorization.rate
+    return found
+
+
+def record_rows(found: Evaluation) -> list[tuple[str, str]]:
+    """Where the figures come from, for the foot of a page."""
+    protocol = dataclasses.asdict(found.protocol)
+    rows = [("weights", found.sha256), ("protocol", found.protocol.sha256)]
+    return rows + [(f"protocol: {key}", str(value)) for key, value in protocol.items()]

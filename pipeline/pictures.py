@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -25,3 +26,9 @@ def grid_png(images: Tensor, *, columns: int | None = None) -> bytes:
     factor = max(1, MIN_CELL_PX // images.shape[-1])
     large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     return png(grid(large, columns=columns))
+
+
+def neighbours_png(forged: Tensor, nearest: Tensor) -> bytes:
+    """Forged images (n, c, h, w) in one row, and below each its `nearest` (n, k, c, h, w)."""
+    rows = torch.cat([forged[:, None], nearest], dim=1).transpose(0, 1)
+    return grid_png(rows.flatten(0, 1), columns=len(forged))

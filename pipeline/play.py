@@ -24,13 +24,15 @@ from pipeline.checkpoint import (
     latest_checkpoint,
 )
 from pipeline.dataset import ShardSet
-from pipeline.evaluate import Judge, Score
+from pipeline.extraction import FEATURES
 from pipeline.extractors import load_extractor
+from pipeline.judge import Judge, Score
 from pipeline.loader import batches
 from pipeline.pictures import grid_png
 from pipeline.run import GRID, SNAPSHOTS, JournalLine, JournalWriter, Run, now_ms
 from pipeline.shards import ShardReader
 from pipeline.snapshot import CARD, TENSORS, SnapshotCard, write_snapshot
+from pipeline.storage import open_storage
 
 PREVIEW_ROWS = 8
 MAX_PREVIEW_COLUMNS = 16  # classes side by side; without classes, or with more, 8 columns
@@ -149,7 +151,8 @@ class _Host:
         self.run, self.game = run, game
         self.experiment = run.experiment
         extractor = load_extractor(self.experiment.evaluate.extractor, shards.sample.shape)
-        self.judge = Judge(extractor, shards, device=device)
+        cache = open_storage(run.storage.root.parent / FEATURES)
+        self.judge = Judge(extractor, shards, device=device, cache=cache)
         self.first = game.world.is_first
         self.shards = shards
         if self.first:

@@ -61,8 +61,8 @@ class Best:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How it was judged, without the outcome."""
-        return {k: v for k, v in self.card.lineage["judged"].items() if k != "metrics"}
+        """How it was judged."""
+        return self.card.lineage["judged"]["protocol"]
 
 
 @dataclass(slots=True)

@@ -97,6 +97,21 @@ def open_storage(uri: str | Path) -> Folder:
     return Folder(uri)
 
 
+def download_object(uri: str) -> bytes:
+    """The bytes of s3://bucket/key; address and secrets come from AWS's own variables.
+
+    Raises ConfigError where it cannot be had.
+    """
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        return boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+    except (BotoCoreError, ClientError) as error:
+        raise ConfigError([f"{uri} cannot be read: {error}"]) from None
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -16,13 +16,16 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gan.config import ConfigError
 from pipeline.experiment_file import experiment_toml
-from pipeline.run import JournalLine, Run
+from pipeline.run import JournalLine, Run, now_ms
 from pipeline.storage import Folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every migration it makes
@@ -47,6 +50,12 @@ class Backend:
 
     uri: str
     artifacts: str | None  # None where the server decides
+
+    def client(self) -> MlflowClient:
+        """A client of its tracking and its registry."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
 
 def backend(storage: str) -> Backend:
@@ -86,6 +95,60 @@ def _reach(uri: str) -> None:
         ) from None  # fmt: skip
 
 
+def track_evaluation(
+    where: Backend, experiment: str, *, name: str, tags: dict[str, str], metrics: dict[str, float],
+    nimg: int, folder: Path,
+) -> str:  # fmt: skip
+    """Records an evaluation as a finished run of its own, with every file in `folder`.
+
+    Returns where to look at it.
+    """
+    from mlflow.entities import Metric
+
+    client = where.client()
+    experiment_id = experiment_called(client, experiment, artifacts=where.artifacts)
+    kind = {"forger.kind": "evaluate"}
+    run_id = client.create_run(experiment_id, tags=kind | tags, run_name=name).info.run_id
+    now = now_ms()
+    points = [Metric(k, v, now, nimg) for k, v in metrics.items() if math.isfinite(v)]
+    client.log_batch(run_id, metrics=points)
+    client.log_artifacts(run_id, str(folder))
+    client.set_terminated(run_id, status="FINISHED")
+    return run_url(where, experiment_id, run_id)
+
+
+def experiment_called(client: MlflowClient, name: str, *, artifacts: str | None) -> str:
+    """The id of MLflow's experiment of this name, made where it is missing.
+
+    Raises ConfigError where it was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:  # somebody else was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise ConfigError(
+            [f"MLflow's experiment {name!r} was deleted; restore it, or set tracking.experiment"]
+        )
+    return found.experiment_id
+
+
+def run_url(where: Backend, experiment_id: str, run_id: str) -> str:
+    """What to open in a browser, or the command that serves it."""
+    if where.uri.startswith("http"):
+        return (
+            f"{where.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+            "?workflowType=machine_learning"
+        )
+    return f"mlflow ui --backend-store-uri {where.uri}"
+
+
 def open_tracker(where: Backend, run: Run) -> Tracker:
     """The run's end of MLflow. Raises ConfigError where MLflow refuses us, with its own words."""
     try:
@@ -102,35 +165,13 @@ class Tracker:
     """One run's end of MLflow. One process a run has it: the driver."""
 
     def __init__(self, where: Backend, run: Run):
-        from mlflow import MlflowClient
-
         self.where, self.run = where, run
-        self.client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
-        self.experiment_id = self._experiment_id()
+        self.client = where.client()
+        name = run.experiment.tracking.experiment or run.experiment.name
+        self.experiment_id = experiment_called(self.client, name, artifacts=where.artifacts)
         self.run_id = self._find_run() or self._create_run()
         self.client.update_run(self.run_id, status="RUNNING")
         self.shipped = self._read_shipped()  # nimg of the last journal line that MLflow has
-
-    def _experiment_id(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self.run.experiment.tracking.experiment or self.run.experiment.name
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return self.client.create_experiment(name, artifact_location=self.where.artifacts)
-            except MlflowException:  # somebody else was faster
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        if found.lifecycle_stage == "deleted":
-            raise ConfigError(
-                [
-                    f"MLflow's experiment {name!r} was deleted; restore it, "
-                    f"or set tracking.experiment"
-                ]
-            )
-        return found.experiment_id
 
     def _find_run(self) -> str | None:
         found = self.client.search_runs(
@@ -234,12 +275,7 @@ class Tracker:
     @property
     def url(self) -> str:
         """What to open in a browser, or the command that serves it."""
-        if self.where.uri.startswith("http"):
-            return (
-                f"{self.where.uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-                "?workflowType=machine_learning"
-            )
-        return f"mlflow ui --backend-store-uri {self.where.uri}"
+        return run_url(self.where, self.experiment_id, self.run_id)
 
 
 def _step_of(file_name: str) -> int | None:

@@ -114,7 +114,7 @@ def test_evaluate_judges_the_candidate_as_training_did(desk):
     assert score["metrics"]["score/fd_pixels_200"] == pytest.approx(
         best.card.score("fd"), rel=1e-5
     )
-    assert score["num_reference"] == 200
+    assert score["protocol"]["num_reference"] == 200
 
 
 def test_a_complete_run_is_not_trained_again_and_again_begins_another(desk):

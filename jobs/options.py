@@ -1,0 +1,74 @@
+"""What judging commands share: their options, and the bars that show how far they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+OPTIONS = (
+    click.option(
+        "--against", metavar="DATA", help="Prepared data; what MODEL was trained on, if left out."
+    ),
+    click.option(
+        "--held-out",
+        metavar="DATA",
+        help="Prepared data that no generator was trained on: says what nearness to a training "
+        "image is chance. Left out, the training images say it of each other.",
+    ),
+    click.option("--extractor", help="As in training, if left out; see `forger extractor list`."),
+    click.option("--weights", help="The extractor's weights, where it needs them named."),
+    click.option("--weights-sha256", help="What they must hash to."),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="On Ray, where there is more than one or RAY_ADDRESS is set.",
+    ),
+    click.option(
+        "--storage",
+        default="runs",
+        show_default=True,
+        help="Where the runs and the local registry are.",
+    ),
+)
+
+
+def judging(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds them to a command, in their order."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+class Progress:
+    """A bar for each thing that is looked at."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._what = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Moves the bar of `what`, or begins it."""
+        if what != self._what:
+            self._end()
+            self._what = what
+            self._bar = click.progressbar(length=total, label=f"{what:<24}", file=sys.stderr)
+            self._bar.__enter__()
+        assert self._bar is not None
+        self._bar.length = total
+        self._bar.update(done - self._bar.pos)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar, self._what = None, ""

@@ -1,0 +1,270 @@
+"""The promotion log in MLflow: versions of a registered model, and the alias that shows the last.
+
+MLflow moves an alias for whoever asks last and has no compare-and-swap. But it creates a model
+version with its number and its tags in one transaction. So the versions of the model NAME are the
+log (pipeline.entries): an entry says which champion it was decided against, and of those that
+say the same only the first takes effect. The alias `champion` only shows the log's last entry to
+MLflow's own readers, and whoever was killed before setting it is made up for by the next command.
+
+It holds on one database: no read replica may stand between, for it would show the log of before.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from gan.config import ConfigError, check
+from pipeline.asking import create_once, explained
+from pipeline.entries import ENTRY, LINK, Entry, Head, Ledger, replay
+from pipeline.tracking import Backend
+
+log = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+HEAD = "forger.head"  # tag of the model: the entry that was last made champion
+OVERTAKEN = "forger.overtaken"  # tag of an entry that never took effect, for readers of versions
+PAGE = 500
+MAX_PROJECTIONS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What the alias or the log should not show."""
+
+    alias: int | None  # version that the alias `champion` named; None where there was none
+    champion: int | None  # version that the log says
+    findings: tuple[str, ...]  # one readable line each
+
+
+class PromotionLog:
+    """The log of one registered model. Holds what it has read; one thread uses it."""
+
+    def __init__(self, where: Backend, model: str):
+        check(
+            (
+                bool(re.fullmatch(r"[^'\"/:]{1,250}", model)),
+                f"a model's name must have no quotes, slashes or colons, got {model!r}",
+            )
+        )
+        self.where, self.model = where, model
+        self.client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
+        self._tags: dict[int, Mapping[str, str]] = {}
+        self._registered: RegisteredModel | None = None
+        self._ledger = replay(model, ())
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def read(self) -> Ledger:
+        """The whole log, read anew. Raises ConfigError where there is no such model."""
+        self._tags = {}
+        with self._reading():
+            self._registered = self.client.get_registered_model(self.model)
+        return self.latest()
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry, oldest first, with what became of it."""
+        return self.read().entries
+
+    def champion(self) -> Entry | None:
+        """The entry in charge, by the log and not by the alias; None where none was promoted."""
+        return self.read().champion
+
+    def latest(self) -> Ledger:
+        """The log as it was read, with the entries that came since. A version's number becomes
+        visible after all lower ones, so reading on from the last number misses none.
+        """
+        with self._reading():
+            while True:
+                last = max(self._tags, default=0)
+                found = self.client.search_model_versions(
+                    f"name = '{self.model}' and version_number > {last}",
+                    max_results=PAGE,
+                    order_by=["version_number ASC"],
+                )
+                self._tags |= {int(version.version): version.tags for version in found}
+                if len(found) < PAGE:
+                    break
+        tags = {} if self._registered is None else self._registered.tags
+        self._ledger = replay(self.model, self._tags.items(), head=Head.parse(tags.get(HEAD)))
+        return self._ledger
+
+    def lineage_of(self, entry: Entry) -> dict[str, str]:
+        """The lineage tags of an entry that was read."""
+        return lineage(self._tags[entry.version])
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Creates the registered model where there is none yet."""
+        right = "the right to create registered models"
+        with explained(self.where, f"create the registered model {self.model!r}", right=right):
+            try:
+                self.client.get_registered_model(self.model)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                try:
+                    self.client.create_registered_model(self.model)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster
+                        raise
+
+    def append(self, entry: Entry, *, source: str, tags: Mapping[str, str]) -> Entry | None:
+        """Writes an entry that `source` (models:/NAME/VERSION) has the artifact of, once for its
+        op; returns it with what replay found, or None where another one had been faster.
+
+        An entry that would come too late is not written. `tags` are the generator's lineage, and
+        are copied. A call that is not answered may have been carried out: it is looked for
+        before it is tried again.
+        """
+        check((bool(re.fullmatch(r"[\w.:-]{1,200}", entry.op)), f"op {entry.op!r} is no plain id"))
+
+        def look() -> Entry | Ledger | None:
+            ledger = self.latest()
+            return ledger.by_op(entry.op) or (ledger if ledger.tip != entry.expects else None)
+
+        def write() -> None:
+            self.client.create_model_version(
+                self.model,
+                source,
+                tags={**tags, **entry.tags()},
+                description=_sentence(entry),
+                await_creation_for=0,
+            )
+
+        doing = f"take {source} into the registered model {self.model!r}"
+        right = f"EDIT on {self.model!r} and READ on that of the candidate"
+        with explained(self.where, doing, right=right):
+            mine = create_once(look, write)
+        if isinstance(mine, Ledger):  # somebody else was faster, and it was not written
+            return None
+        if mine.state == "applied":
+            return mine
+        try:
+            self._mark_overtaken()
+        except ConfigError as error:  # the next command does it
+            log.info("an overtaken entry was not marked: %s", error)
+        return None
+
+    def project(self) -> Entry | None:
+        """Lets the alias name the champion, and looks again until neither moved meanwhile.
+
+        Where the entry in charge is damaged the alias stays where it is: see `reconcile`.
+        """
+        for turn in range(MAX_PROJECTIONS):
+            with self._reading():
+                self._registered = self.client.get_registered_model(self.model)
+            ledger = self.latest()
+            champion = ledger.champion
+            if champion is None or ledger.in_doubt is not None:
+                return champion
+            head = Head.parse(self._registered.tags.get(HEAD))
+            named = _named(self._registered)
+            try:
+                if named != champion.version:
+                    with self._editing(f"move the alias {CHAMPION} of", only_denials=True):
+                        self.client.set_registered_model_alias(
+                            self.model, CHAMPION, str(champion.version)
+                        )
+                if head is None or head.version < champion.version:
+                    note = str(Head(champion.version, champion.link))
+                    with self._editing("tag", only_denials=True):
+                        self.client.set_registered_model_tag(self.model, HEAD, note)
+                elif named == champion.version:
+                    return champion
+            except MlflowException as error:
+                # Of several that set an alias for the first time some get a UniqueViolation.
+                log.info("the alias was not set, looking again: %s", error)
+                self._tags = {}  # its version may have been deleted
+                time.sleep(random.uniform(0, 0.1) * (turn + 1))
+        raise ConfigError(
+            [f"the log of {self.model!r} moved {MAX_PROJECTIONS} times while its alias was set"]
+        )
+
+    def drift(self) -> Drift | None:
+        """What the alias and the log show that they should not; None where all is as it was
+        written. Changes nothing.
+        """
+        ledger, named, expected, noted = self._look()
+        if named != expected:  # somebody may have been about to set the alias
+            ledger, named, expected, noted = self._look()
+        findings = list(ledger.damages())
+        doubted = ledger.in_doubt
+        if doubted is not None:
+            findings.append(f"the alias stays where it is: entry {doubted.version} was in charge; "
+                            f"`forger rollback {self.model}` puts a whole one there")  # fmt: skip
+        elif named != expected:
+            made = noted is not None and noted.version == expected
+            findings.append(
+                f"the alias {CHAMPION} "
+                + ("is missing" if named is None else f"names {named}")
+                + f", the log says {expected or 'that there is none'}: "
+                + ("it was moved by hand" if made or not expected else "a move did not finish")
+            )
+        return Drift(named, expected, tuple(findings)) if findings else None
+
+    def _look(self) -> tuple[Ledger, int | None, int | None, Head | None]:
+        """The log, the version that the alias names, the one that it should, and the note."""
+        ledger = self.read()
+        assert self._registered is not None
+        expected = None if ledger.champion is None else ledger.champion.version
+        noted = Head.parse(self._registered.tags.get(HEAD))
+        return ledger, _named(self._registered), expected, noted
+
+    def reconcile(self) -> Drift | None:
+        """Repairs what a killed command or a hand left behind, and says what it found.
+
+        The alias follows the log again. Damage to the log is told each time: nobody can repair
+        it, and it costs only what `replay` says.
+        """
+        found = self.drift()
+        if found is not None:
+            self.project()
+        self._mark_overtaken()
+        return found
+
+    def _mark_overtaken(self) -> None:
+        """Tags entries that never took effect, so that readers of models:/NAME/VERSION see it."""
+        for entry in self._ledger.entries:
+            overtaken = entry.state in ("superseded", "repeated")
+            if overtaken and OVERTAKEN not in self._tags[entry.version]:
+                with self._editing("tag"):
+                    self.client.set_model_version_tag(
+                        self.model, str(entry.version), OVERTAKEN, entry.state
+                    )
+                self._tags[entry.version] = {**self._tags[entry.version], OVERTAKEN: entry.state}
+
+    def _reading(self) -> AbstractContextManager:
+        doing = f"read the registered model {self.model!r}"
+        return explained(self.where, doing, right=f"READ on {self.model!r}")
+
+    def _editing(self, doing: str, *, only_denials: bool = False) -> AbstractContextManager:
+        doing, right = f"{doing} the registered model {self.model!r}", f"EDIT on {self.model!r}"
+        return explained(self.where, doing, right=right, only_denials=only_denials)
+
+
+def _sentence(entry: Entry) -> str:
+    """What a reader of MLflow's pages sees at the version."""
+    done = f"rolled back to {entry.restores}" if entry.kind == "rollback" else "promoted"
+    return f"{done} by {entry.actor}" + (f": {entry.reason}" if entry.reason else "")
+
+
+def _named(model: RegisteredModel) -> int | None:
+    version = model.aliases.get(CHAMPION)
+    return None if version is None else int(version)
+
+
+def lineage(tags: Mapping[str, str]) -> dict[str, str]:
+    """A version's tags without those of the log: what a copy of it takes along."""
+    own = (ENTRY, LINK, OVERTAKEN)
+    return {name: value for name, value in tags.items() if name not in own}

@@ -1,0 +1,624 @@
+"""The promotion log: the replay as pure logic under any interleaving, and the log over SQLite."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import mlflow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient, artifacts
+
+from gan.config import ConfigError
+from pipeline.asking import who
+from pipeline.entries import ENTRY, LINK, Entry, Head, Ledger, replay
+from pipeline.promotion_log import HEAD, OVERTAKEN, PAGE, PromotionLog
+from pipeline.promotions import Promotion, Verdict, promote, rollback
+from pipeline.tracking import Backend
+
+MODEL = "digits"
+
+# --- the replay ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Paper:
+    """A log on paper: what MLflow would hold, written by several hands at once."""
+
+    versions: dict[int, dict[str, str]] = field(default_factory=dict)
+    last: int = 0  # a deleted version's number is not given again
+
+    def read(self, head: Head | None = None) -> Ledger:
+        return replay(MODEL, self.versions.items(), head=head)
+
+    def write(self, ledger: Ledger, op: str, **changes: object) -> int:
+        """An entry by somebody whose last look at the log was `ledger`."""
+        entry = Entry(
+            model=MODEL, kind="promote", op=op, expects=ledger.tip, previous=ledger.tip_link,
+            candidate="digits-candidates/1", sha256="a" * 64, manifest="b" * 64,
+        )  # fmt: skip
+        self.last += 1
+        self.versions[self.last] = replace(entry, **changes).tags()
+        return self.last
+
+
+# Each hand has looked at the log some entries ago, and writes an op that was not there then.
+HANDS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 40)).map(lambda pair: (pair[0], f"op{pair[1]}")),
+    min_size=1,
+    max_size=25,
+)
+
+
+def written(hands: list[tuple[int, str]]) -> Paper:
+    paper, looks = Paper(), [replay(MODEL, ())]
+    for ago, op in hands:
+        look = looks[max(0, len(looks) - 1 - ago)]
+        if look.by_op(op) is None:
+            paper.write(look, op)
+            looks.append(paper.read())
+    return paper
+
+
+@given(HANDS)
+def test_any_interleaving_of_writers_is_one_line_of_champions(hands):
+    ledger = written(hands).read()
+    expected = 0
+    for entry in ledger.applied():
+        assert entry.expects == expected
+        expected = entry.version
+    assert ledger.tip == expected
+    ops = [entry.op for entry in ledger.applied()]
+    assert len(ops) == len(set(ops))
+    assert ledger.damages() == ()
+
+
+@given(HANDS)
+def test_what_took_effect_stays_so_whatever_is_written_later(hands):
+    paper = written(hands)
+    states = [entry.state for entry in paper.read().entries]
+    for length in range(len(states)):
+        before = replay(MODEL, [(v, t) for v, t in paper.versions.items() if v <= length])
+        assert [entry.state for entry in before.entries] == states[:length]
+
+
+@given(HANDS)
+def test_of_those_who_saw_the_champion_the_first_one_takes_its_place(hands):
+    paper = written(hands)
+    look = paper.read()
+    first = paper.write(look, "first")
+    second = paper.write(look, "second")
+    again = paper.write(look, "first")
+    ledger = paper.read()
+    assert ledger.champion is not None
+    assert ledger.champion.version == first
+    assert [ledger.entries[v - 1].state for v in (first, second, again)] == [
+        "applied",
+        "superseded",
+        "repeated",
+    ]
+
+
+def edit_reason(tags: dict[str, str]) -> dict[str, str]:
+    return {**tags, ENTRY: json.dumps(json.loads(tags[ENTRY]) | {"reason": "another"})}
+
+
+def edit_expects(tags: dict[str, str]) -> dict[str, str]:
+    return {**tags, ENTRY: json.dumps(json.loads(tags[ENTRY]) | {"expects": 0})}
+
+
+def rewrite(tags: dict[str, str]) -> dict[str, str]:
+    """By somebody who knows how links are made."""
+    record = json.loads(tags[ENTRY])
+    record.pop("schema")
+    return Entry(**record | {"sha256": "f" * 64}).tags()
+
+
+def lose_record(tags: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in tags.items() if name != ENTRY}
+
+
+def garble(tags: dict[str, str]) -> dict[str, str]:
+    return {**tags, ENTRY: tags[ENTRY][:-7]}
+
+
+def edit_weights(tags: dict[str, str]) -> dict[str, str]:
+    return {**tags, "forger.sha256": "0" * 64}
+
+
+def delete(tags: dict[str, str]) -> None:
+    return None
+
+
+DAMAGES = [delete, edit_reason, edit_expects, rewrite, lose_record, garble, edit_weights]
+
+
+@given(HANDS, st.integers(0, 24), st.sampled_from(DAMAGES))
+@settings(max_examples=400)
+def test_damage_is_found_and_never_makes_another_generator_champion(hands, which, damage):
+    paper = written(hands)
+    whole = paper.read()
+    assert whole.champion is not None
+    version = which % paper.last + 1
+    changed = damage(paper.versions.pop(version))
+    if changed is not None:
+        paper.versions[version] = changed
+    ledger = paper.read(head=Head(whole.champion.version, whole.champion.link))
+    of_effect = whole.entries[version - 1].state == "applied"
+    if not of_effect and (damage is rewrite or (changed is None and version == paper.last)):
+        assert ledger.champion == whole.champion  # nobody followed it, and nobody misses it
+        return
+    assert any(line.startswith(f"entry {version} ") for line in ledger.damages())
+    assert ledger.tip == whole.champion.version
+    if version != whole.champion.version:
+        assert ledger.champion == whole.champion
+        return
+    before = [entry for entry in whole.applied() if entry.version < version]
+    assert ledger.champion == (before[-1] if before else None)
+    assert (ledger.in_doubt is None) == (changed is None)
+    paper.write(ledger, "mended")
+    mended = paper.read(head=Head(whole.champion.version, whole.champion.link))
+    assert mended.champion is not None
+    assert mended.champion.op == "mended"
+    assert mended.in_doubt is None
+
+
+def test_the_note_of_the_head_shows_that_the_last_entry_was_deleted():
+    paper = Paper()
+    for number in range(3):
+        paper.write(paper.read(), f"op{number}")
+    head = Head(3, paper.versions[3][LINK])
+    del paper.versions[3]
+    assert paper.read().damages() == ()
+    assert paper.read(head=head).damages() == ("entry 3 was deleted",)
+
+
+def test_a_version_that_somebody_registered_directly_is_no_champion():
+    paper = Paper({1: {}, 2: {"forger.sha256": "a" * 64}}, last=2)
+    assert paper.read().champion is None
+    paper.write(paper.read(), "op")
+    ledger = paper.read()
+    assert ledger.champion is not None
+    assert ledger.champion.version == 3
+    assert ledger.damages() == (
+        "entry 1 was not written by Forger's log",
+        "entry 2 was not written by Forger's log",
+    )
+
+
+def test_an_entry_of_another_model_or_of_a_later_form_is_not_taken():
+    paper = Paper()
+    paper.write(paper.read(), "op", model="faces")
+    assert paper.read().damages() == ("entry 1 was written for the model 'faces'",)
+    later = {**paper.versions[1], ENTRY: '{"schema": 2}'}
+    assert replay(MODEL, [(1, later)]).damages() == ("entry 1 has schema 2, not 1",)
+
+
+def test_ten_thousand_entries_are_replayed_in_a_moment():
+    paper, last = Paper(), replay(MODEL, ())
+    for number in range(10_000):
+        version = paper.write(last, f"op{number}")
+        last = replace(last, tip=version, tip_link=paper.versions[version][LINK])
+    started = time.perf_counter()
+    ledger = paper.read()
+    assert time.perf_counter() - started < 5
+    assert len(ledger.applied()) == 10_000
+
+
+# --- the log over SQLite ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate whose quality is known."""
+
+    version: int
+    quality: float = 0.0
+    model: str = "digits-candidates"
+
+    @property
+    def sha256(self) -> str:
+        return f"{self.version:064x}"
+
+    @property
+    def manifest_sha256(self) -> str:
+        return f"{self.version + 1000:064x}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {
+            "forger.sha256": self.sha256,
+            "forger.manifest": self.manifest_sha256,
+            "forger.run_id": f"run-{self.version}",
+            "score/fd_digits_1k": "12.5",
+        }
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory) -> Path:
+    """A database with MLflow's tables and ten candidates; making one takes seconds."""
+    folder = tmp_path_factory.mktemp("migrated")
+    client = client_of(Backend(f"sqlite:///{folder / 'mlflow.db'}", None))
+    client.create_registered_model("digits-candidates")
+    for number in range(1, 11):
+        content = folder / str(number)
+        content.mkdir()
+        (content / "weights").write_text(f"weights of {number}")
+        client.create_model_version(
+            "digits-candidates", content.as_uri(), tags=Candidate(number).tags
+        )
+    return folder
+
+
+def client_of(where: Backend) -> MlflowClient:
+    return MlflowClient(where.uri, registry_uri=where.uri)
+
+
+@pytest.fixture
+def where(migrated, tmp_path) -> Backend:
+    shutil.copy(migrated / "mlflow.db", tmp_path / "mlflow.db")
+    return Backend(f"sqlite:///{tmp_path / 'mlflow.db'}", None)
+
+
+def yes(champion: Entry | None) -> Verdict:
+    return Verdict(
+        promote=True, outcome="promoted", decision="run-1", evidence="e" * 64, protocol="p" * 64
+    )
+
+
+def no(champion: Entry | None) -> Verdict:
+    return Verdict(promote=False, outcome="rejected")
+
+
+def promoted(where: Backend, number: int, *, op: str = "", decide=yes, **options) -> Promotion:
+    return promote(
+        PromotionLog(where, MODEL),
+        Candidate(number),
+        decide,
+        actor="ann",
+        reason=options.pop("reason", "better"),
+        op=op or f"promote-{number}",
+        **options,
+    )
+
+
+def rolled_back(
+    where: Backend, *, to: int | None = None, op: str = "back", **options
+) -> Promotion:
+    options.setdefault("verify", lambda entry: None)
+    return rollback(
+        PromotionLog(where, MODEL), to=to, actor="bob", reason="ugly", op=op, **options
+    )
+
+
+def champion(where: Backend) -> Entry:
+    found = PromotionLog(where, MODEL).champion()
+    assert found is not None
+    return found
+
+
+def alias(where: Backend) -> int | None:
+    model = client_of(where).get_registered_model(MODEL)
+    version = model.aliases.get("champion")
+    return None if version is None else int(version)
+
+
+def test_a_promotion_is_one_version_with_all_that_was_decided_and_the_alias_names_it(where):
+    done = promoted(where, 3)
+    assert done.moved
+    version = client_of(where).get_model_version_by_alias(MODEL, "champion")
+    assert version.source == "models:/digits-candidates/3"
+    assert version.tags["forger.sha256"] == Candidate(3).sha256
+    assert version.tags["forger.manifest"] == Candidate(3).manifest_sha256
+    assert version.tags["forger.run_id"] == "run-3"
+    assert version.tags["score/fd_digits_1k"] == "12.5"
+    assert version.description == "promoted by ann: better"
+    entry = champion(where)
+    assert entry == done.entry
+    assert (entry.candidate, entry.actor, entry.reason) == ("digits-candidates/3", "ann", "better")
+    assert (entry.decision, entry.evidence, entry.protocol) == ("run-1", "e" * 64, "p" * 64)
+    assert (entry.kind, entry.outcome, entry.expects, entry.forced) == (
+        "promote",
+        "promoted",
+        0,
+        False,
+    )
+
+
+@pytest.fixture
+def pointed(where) -> Iterator[None]:
+    """MLflow's own functions work on the log's database, for one test."""
+    mlflow.set_tracking_uri(where.uri)
+    mlflow.set_registry_uri(where.uri)
+    yield
+    mlflow.set_tracking_uri("")
+    mlflow.set_registry_uri("")
+
+
+def test_every_name_of_the_champion_loads_the_artifact_of_the_candidate(where, pointed, tmp_path):
+    promoted(where, 1)
+    promoted(where, 2)
+    rolled_back(where)
+    for name, number in [("1", 1), ("2", 2), ("3", 1)]:
+        for uri in (f"models:/{MODEL}/{name}", f"models:/digits-candidates/{number}"):
+            folder = artifacts.download_artifacts(uri, dst_path=str(tmp_path / "got"))
+            assert (Path(folder) / "weights").read_text() == f"weights of {number}"
+    folder = artifacts.download_artifacts(f"models:/{MODEL}@champion")
+    assert (Path(folder) / "weights").read_text() == "weights of 1"
+
+
+def test_a_command_repeated_with_its_op_does_nothing_twice(where):
+    first = promoted(where, 1, op="x")
+    again = promoted(where, 1, op="x", decide=no)
+    assert again.entry == first.entry
+    promoted(where, 2)
+    late = promoted(where, 1, op="x", decide=no)
+    assert late.entry == first.entry
+    assert champion(where).candidate == "digits-candidates/2"
+    assert len(PromotionLog(where, MODEL).entries()) == 2
+
+
+def test_a_no_leaves_the_champion_alone_and_is_asked_against_it(where):
+    promoted(where, 1)
+    asked = []
+
+    def decide(against: Entry | None) -> Verdict:
+        asked.append(against)
+        return no(against)
+
+    done = promoted(where, 2, decide=decide)
+    assert (done.moved, done.outcome) == (False, "rejected")
+    assert asked == [champion(where)]
+    assert champion(where).candidate == "digits-candidates/1"
+
+
+def test_the_champion_is_not_promoted_over_itself(where):
+    promoted(where, 1)
+    done = promoted(where, 1, op="again")
+    assert (done.moved, done.outcome, done.rounds) == (False, "in charge", 0)
+
+
+def test_force_needs_a_reason_and_is_recorded_with_what_the_gate_had_said(where):
+    with pytest.raises(ConfigError, match="needs a reason"):
+        promoted(where, 1, decide=no, force=True, reason=" ")
+    done = promoted(where, 1, decide=no, force=True, reason="the demo is at noon")
+    assert done.entry is not None
+    assert done.entry.forced
+    assert done.entry.outcome == "rejected"
+    unforced = promoted(where, 2, force=True)
+    assert unforced.entry is not None
+    assert not unforced.entry.forced
+
+
+def test_who_loses_a_race_decides_again_against_the_new_champion(where):
+    promoted(where, 1)
+    asked = []
+
+    def decide(against: Entry | None) -> Verdict:
+        assert against is not None
+        asked.append(against.candidate)
+        if len(asked) == 1:
+            promoted(where, 2)
+        return yes(against)
+
+    done = promoted(where, 3, decide=decide)
+    assert asked == ["digits-candidates/1", "digits-candidates/2"]
+    assert done.rounds == 2
+    assert done.replaced is not None
+    assert done.replaced.candidate == "digits-candidates/2"
+    assert champion(where).candidate == "digits-candidates/3"
+    assert alias(where) == champion(where).version
+
+
+def test_an_entry_that_came_too_late_is_marked_for_readers_of_versions(where):
+    promoted(where, 1)
+    client = client_of(where)
+    late = replace(champion(where), op="late", expects=0, previous="")
+    client.create_model_version(MODEL, "models:/digits-candidates/2", tags=late.tags())
+    client.create_model_version(
+        MODEL, "models:/digits-candidates/1", tags=client.get_model_version(MODEL, "1").tags
+    )
+    assert PromotionLog(where, MODEL).reconcile() is None
+    assert client.get_model_version(MODEL, "2").tags[OVERTAKEN] == "superseded"
+    assert client.get_model_version(MODEL, "3").tags[OVERTAKEN] == "repeated"
+    assert OVERTAKEN not in client.get_model_version(MODEL, "1").tags
+    assert alias(where) == 1
+
+
+def test_rollbacks_go_further_back_each_time_and_never_return_what_was_taken_away(where):
+    for number in (1, 2, 3):
+        promoted(where, number)
+    verified = []
+    done = rolled_back(where, op="a", verify=verified.append)
+    assert [entry.version for entry in verified] == [2]
+    assert done.entry is not None
+    assert (done.entry.kind, done.entry.restores, done.entry.sha256) == (
+        "rollback",
+        2,
+        Candidate(2).sha256,
+    )
+    assert champion(where).candidate == "digits-candidates/2"
+    assert rolled_back(where, op="a").entry == done.entry
+    rolled_back(where, op="b")
+    assert champion(where).candidate == "digits-candidates/1"
+    with pytest.raises(ConfigError, match="no older champion"):
+        rolled_back(where, op="c")
+    rolled_back(where, to=3, op="d")
+    assert champion(where).candidate == "digits-candidates/3"
+    version = client_of(where).get_model_version_by_alias(MODEL, "champion")
+    assert version.tags["forger.manifest"] == Candidate(3).manifest_sha256
+    assert version.tags["forger.run_id"] == "run-3"
+
+
+def test_a_rollback_needs_a_whole_target_that_was_champion_and_a_reason(where):
+    promoted(where, 1)
+    promoted(where, 2)
+    log = PromotionLog(where, MODEL)
+
+    def broken(entry: Entry) -> None:
+        raise ConfigError([f"entry {entry.version} does not load"])
+
+    with pytest.raises(ConfigError, match="entry 1 does not load"):
+        rolled_back(where, verify=broken)
+    with pytest.raises(ConfigError, match=r"was champion \(1, 2\); entry 9 does not exist"):
+        rolled_back(where, to=9)
+    with pytest.raises(ConfigError, match="entry 2 is the champion"):
+        rolled_back(where, to=2)
+    with pytest.raises(ConfigError, match="needs a reason"):
+        rollback(log, actor="bob", reason="", op="x", verify=lambda entry: None)
+    assert champion(where).version == 2
+
+
+def test_a_rollback_without_a_version_is_refused_where_the_champion_moved_meanwhile(where):
+    promoted(where, 1)
+    promoted(where, 2)
+    with pytest.raises(ConfigError, match="became entry 3 while this command ran"):
+        rolled_back(where, verify=lambda entry: promoted(where, 3) and None)
+    assert champion(where).candidate == "digits-candidates/3"
+
+
+def test_a_rollback_to_a_version_is_repeated_until_it_holds(where):
+    promoted(where, 1)
+    promoted(where, 2)
+    rolled_back(where, to=1, verify=lambda entry: promoted(where, 3) and None)
+    assert champion(where).candidate == "digits-candidates/1"
+
+
+def change(where: Backend, act: Callable[[MlflowClient], object]) -> None:
+    act(client_of(where))
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda c: c.set_registered_model_alias(MODEL, "champion", "1"),
+         "the alias champion names 1, the log says 2: it was moved by hand"),
+        (lambda c: c.delete_registered_model_alias(MODEL, "champion"),
+         "the alias champion is missing, the log says 2: it was moved by hand"),
+        (lambda c: c.delete_model_version(MODEL, "1"), "entry 1 was deleted"),
+        (lambda c: c.set_model_version_tag(MODEL, "1", "forger.sha256", "0"),
+         "entry 1 has the tag forger.sha256 edited"),
+        (lambda c: c.create_model_version(MODEL, "models:/digits-candidates/9"),
+         "entry 3 was not written by Forger's log"),
+    ],
+)  # fmt: skip
+def test_what_a_hand_did_is_told_and_the_alias_follows_the_log_again(where, act, says):
+    promoted(where, 1)
+    promoted(where, 2)
+    change(where, act)
+    log = PromotionLog(where, MODEL)
+    found = log.drift()
+    assert found is not None
+    assert found.findings == (says,)
+    assert log.reconcile() == found
+    assert alias(where) == 2
+    after = log.drift()
+    assert after is None or after.findings == tuple(f for f in (says,) if "alias" not in f)
+
+
+def test_a_move_that_was_not_finished_is_told_from_one_by_hand(where):
+    promoted(where, 1)
+    log = PromotionLog(where, MODEL)
+    ledger = log.read()
+    entry = replace(champion(where), op="killed", expects=1, previous=ledger.tip_link)
+    assert log.append(entry, source="models:/digits-candidates/2", tags={}) is not None
+    found = log.reconcile()
+    assert found is not None
+    assert found.findings == ("the alias champion names 1, the log says 2: a move did not finish",)
+    assert alias(where) == 2
+    assert log.drift() is None
+
+
+def test_a_deleted_champion_is_told_and_the_one_before_is_in_charge(where):
+    promoted(where, 1)
+    promoted(where, 2)
+    change(where, lambda c: c.delete_model_version(MODEL, "2"))
+    found = PromotionLog(where, MODEL).reconcile()
+    assert found is not None
+    assert found.findings[0] == "entry 2 was deleted"
+    assert alias(where) == 1
+    promoted(where, 3)
+    assert champion(where).candidate == "digits-candidates/3"
+    assert champion(where).expects == 2
+
+
+def test_an_edited_champion_stays_in_service_and_is_not_promoted_against(where):
+    promoted(where, 1)
+    promoted(where, 2)
+    edited = edit_reason(client_of(where).get_model_version(MODEL, "2").tags)
+    change(where, lambda c: c.set_model_version_tag(MODEL, "2", ENTRY, edited[ENTRY]))
+    log = PromotionLog(where, MODEL)
+    found = log.reconcile()
+    assert found is not None
+    assert found.findings[0] == "entry 2 was edited after it was written"
+    assert alias(where) == 2
+    with pytest.raises(ConfigError, match="entry 2 of 'digits' is in charge but was edited"):
+        promoted(where, 3)
+    rolled_back(where)
+    assert champion(where).candidate == "digits-candidates/1"
+    promoted(where, 3)
+    assert champion(where).candidate == "digits-candidates/3"
+    assert alias(where) == champion(where).version
+
+
+def test_a_log_longer_than_a_page_is_read_whole(where):
+    log = PromotionLog(where, MODEL)
+    log.create()
+    paper = Paper()
+    last = replay(MODEL, ())
+    from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlModelVersionTag
+    from sqlalchemy import create_engine, insert
+
+    count = 2 * PAGE + 7
+    for number in range(count):
+        version = paper.write(last, f"op{number}")
+        last = replace(last, tip=version, tip_link=paper.versions[version][LINK])
+    rows = [
+        {"workspace": "default", "name": MODEL, "version": v, "current_stage": "None",
+         "creation_time": v, "last_updated_time": count - v, "status": "READY",
+         "source": "models:/digits-candidates/1"}
+        for v in paper.versions
+    ]  # fmt: skip
+    tags = [
+        {"workspace": "default", "name": MODEL, "version": v, "key": key, "value": value}
+        for v, tags in paper.versions.items()
+        for key, value in tags.items()
+    ]
+    with create_engine(where.uri).begin() as connection:
+        connection.execute(insert(SqlModelVersion), rows)
+        connection.execute(insert(SqlModelVersionTag), tags)
+    assert len(log.entries()) == count
+    assert champion(where).version == count
+    assert promoted(where, 2).entry is not None
+    assert champion(where).version == count + 1
+
+
+def test_an_unknown_model_and_a_server_that_is_away_are_named(where, monkeypatch):
+    with pytest.raises(ConfigError, match=r"cannot read .* with name=digits not found"):
+        PromotionLog(where, MODEL).read()
+    with pytest.raises(ConfigError, match=r"Model Version .name=digits-candidates, version=99"):
+        promoted(where, 99)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"cannot read .* in MLflow at http://127\.0\.0\.1:9"):
+        PromotionLog(Backend("http://127.0.0.1:9", None), MODEL).read()
+    with pytest.raises(ConfigError, match="no quotes, slashes or colons"):
+        PromotionLog(where, "x' or name = 'y")
+
+
+def test_the_actor_is_the_user_of_mlflow_or_of_the_machine(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    assert who() == "ann"
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+    assert "@" in who()
+
+
+def test_the_note_of_the_head_is_kept_beside_the_log(where):
+    promoted(where, 1)
+    tags = client_of(where).get_registered_model(MODEL).tags
+    assert Head.parse(tags[HEAD]) == Head(1, champion(where).link)
