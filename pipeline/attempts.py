@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,10 +91,10 @@ def finish_attempt(
     with explained(where, "record the decision", right="EDIT on the gate's experiment"):
         client.log_text(attempt.run_id, record, "decision.json")
         client.log_text(attempt.run_id, page, "decision.html")
-        now = int(time.time() * 1000)
+        began = client.get_run(attempt.run_id).info.start_time  # the same in each repetition
         client.log_batch(
             attempt.run_id,
-            metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+            metrics=[Metric(name, value, began, 0) for name, value in metrics.items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
         client.set_terminated(attempt.run_id, status="FINISHED")

@@ -22,6 +22,7 @@ ENTRY = "forger.entry"  # the entry itself, as canonical JSON
 LINK = "forger.link"  # its sha256
 WEIGHTS = "forger.sha256"
 MANIFEST = "forger.manifest"
+OVERTAKEN = "forger.overtaken"  # of an entry that never took effect, for readers of versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class Entry:
     candidate: str  # "NAME-candidates/7"
     sha256: str  # of the weights
     manifest: str  # sha256 of the artifact's manifest.json
+    copied: str = ""  # names of the candidate's tags that were copied, with spaces between
+    lineage: str = ""  # digest of those tags
     restores: int = 0  # rollback: version of the promotion whose generator is back; else 0
     decision: str | None = None  # the gate's MLflow run; None for a rollback
     outcome: str = ""  # what the gate said
@@ -67,14 +70,20 @@ class Entry:
         record = {"schema": SCHEMA} | {name: getattr(self, name) for name in CONTENT}
         return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
+    def carrying(self, tags: Mapping[str, str]) -> Entry:
+        """The entry that vouches for these tags of the candidate, as far as they are Forger's."""
+        names = sorted(name for name in tags if name.startswith("forger.") and name not in OWN)
+        return replace(self, copied=" ".join(names), lineage=_digest_of(names, tags))
+
     def tags(self) -> dict[str, str]:
-        """How it is written: tags of one model version."""
+        """How it is written: tags of one model version, beside those that were copied."""
         content = self.content()
         return {ENTRY: content, LINK: digest(content), WEIGHTS: self.sha256} | (
             {MANIFEST: self.manifest} if self.manifest else {}
         )
 
 
+OWN = (ENTRY, LINK, OVERTAKEN)  # what a copy of a version does not take along
 FOUND = ("version", "link", "state", "damage")
 CONTENT = tuple(f.name for f in fields(Entry) if f.name not in FOUND)
 
@@ -82,6 +91,10 @@ CONTENT = tuple(f.name for f in fields(Entry) if f.name not in FOUND)
 def digest(text: str) -> str:
     """sha256 of UTF-8 text, 64 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_of(names: Iterable[str], tags: Mapping[str, str]) -> str:
+    return digest(json.dumps({name: tags.get(name, "") for name in names}, sort_keys=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +234,8 @@ def _read(model: str, version: int, tags: Mapping[str, str]) -> Entry:
     for tag, value in ((WEIGHTS, entry.sha256), (MANIFEST, entry.manifest)):
         if tags.get(tag, "") != value:
             return replace(entry, damage=f"has the tag {tag} edited")
+    if entry.lineage and entry.lineage != _digest_of(entry.copied.split(), tags):
+        return replace(entry, damage=f"has one of these tags edited: {entry.copied}")
     return entry
 
 

@@ -25,15 +25,15 @@ from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError, check
 from pipeline.asking import create_once, explained
-from pipeline.entries import ENTRY, LINK, Entry, Head, Ledger, replay
+from pipeline.entries import OVERTAKEN, OWN, Entry, Head, Ledger, replay
 from pipeline.tracking import Backend
 
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 HEAD = "forger.head"  # tag of the model: the entry that was last made champion
-OVERTAKEN = "forger.overtaken"  # tag of an entry that never took effect, for readers of versions
 PAGE = 500
+MARK = "forger.log"  # tag of the model, set again by each promoter before it measures
 MAX_PROJECTIONS = 50
 
 
@@ -120,6 +120,13 @@ class PromotionLog:
                     raise
                 return self.client.get_registered_model(self.model)
 
+    def check_right(self) -> None:
+        """Raises ConfigError where the user may not write here: to be asked before a gate works
+        for minutes. MLflow answers that only to who tries, so a tag is set that says nothing new.
+        """
+        with self._editing("write to"):
+            self.client.set_registered_model_tag(self.model, MARK, "1")
+
     def append(self, entry: Entry, *, source: str, tags: Mapping[str, str]) -> Entry | None:
         """Writes an entry that `source` (models:/NAME/VERSION) has the artifact of, once for its
         op; returns it with what replay found, or None where another one had been faster.
@@ -129,6 +136,7 @@ class PromotionLog:
         before it is tried again.
         """
         check((bool(re.fullmatch(r"[\w.:-]{1,200}", entry.op)), f"op {entry.op!r} is no plain id"))
+        entry = entry.carrying(tags)
 
         def look() -> Entry | Ledger | None:
             ledger = self.latest()
@@ -286,5 +294,4 @@ def _sentence(entry: Entry) -> str:
 
 def lineage(tags: Mapping[str, str]) -> dict[str, str]:
     """A version's tags without those of the log: what a copy of it takes along."""
-    own = (ENTRY, LINK, OVERTAKEN)
-    return {name: value for name, value in tags.items() if name not in own}
+    return {name: value for name, value in tags.items() if name not in OWN}

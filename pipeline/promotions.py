@@ -6,6 +6,7 @@ whoever decided against a champion that is not in charge any more decides again.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Protocol
 
 from gan.config import ConfigError
 from pipeline.asking import who
-from pipeline.entries import Entry, Ledger
+from pipeline.entries import Entry, Ledger, digest
 from pipeline.promotion_log import Drift, PromotionLog, lineage
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Verdict",
     "promote",
     "rollback",
+    "rollback_op",
     "who",
 ]
 
@@ -110,6 +112,7 @@ def promote(
     if force and not reason.strip():
         raise ConfigError(["a forced promotion needs a reason, and it is recorded"])
     promotions.reconcile(create=True)
+    promotions.check_right()
     for rounds in range(MAX_ROUNDS):
         ledger = promotions.latest() if rounds else promotions.ledger
         done, own_op = _earlier(ledger, op)
@@ -175,6 +178,7 @@ def rollback(
     if not reason.strip():
         raise ConfigError(["a rollback needs a reason, and it is recorded"])
     promotions.reconcile()
+    promotions.check_right()
     taken_away = None
     for rounds in range(MAX_ROUNDS):
         ledger = promotions.latest() if rounds else promotions.ledger
@@ -183,9 +187,12 @@ def rollback(
             return _repeated(promotions, ledger, done)
         if to is None and taken_away not in (None, ledger.tip):
             raise ConfigError(
-                [f"the champion of {promotions.model!r} became entry {ledger.tip} while this command "
-                 f"ran; see `forger history {promotions.model}`, and name the one you want with --to"]
-            )  # fmt: skip
+                [
+                    f"the champion of {promotions.model!r} became entry {ledger.tip} while this "
+                    f"command ran; see `forger history {promotions.model}`, and name the one you "
+                    f"want with --to"
+                ]
+            )
         taken_away = ledger.tip
         target = _target(ledger, promotions.model, to)
         verify(target)
@@ -203,15 +210,27 @@ def rollback(
             reason=reason,
             time_ms=_now_ms(),
         )
-        written = promotions.append(
-            entry,
-            source=f"models:/{promotions.model}/{target.version}",  # there even if the candidate is not
-            tags=promotions.lineage_of(target),
-        )
+        # From the log's own version, for the candidate's may have been deleted since.
+        source = f"models:/{promotions.model}/{target.version}"
+        written = promotions.append(entry, source=source, tags=promotions.lineage_of(target))
         if written is not None:
             promotions.finish(written)
             return Promotion(promotions.model, written, ledger.champion, None, "", rounds + 1)
     raise ConfigError([_too_busy(promotions.model)])
+
+
+def rollback_op(ledger: Ledger, *, to: int | None, actor: str, reason: str) -> str:
+    """The op of a rollback command: the same words typed again right after it are the same
+    command, so that who saw no answer may type them again and goes back no further.
+    """
+
+    def op(replaced: int) -> str:
+        return digest(json.dumps([to, actor, reason, replaced]))[:32]
+
+    champion = ledger.champion
+    if champion is not None and champion.op.startswith(op(champion.expects)):
+        return op(champion.expects)
+    return op(ledger.tip)
 
 
 def _earlier(ledger: Ledger, op: str) -> tuple[Entry | None, str]:

@@ -17,9 +17,9 @@ from mlflow import MlflowClient, artifacts
 
 from gan.config import ConfigError
 from pipeline.asking import who
-from pipeline.entries import ENTRY, LINK, Entry, Head, Ledger, replay
-from pipeline.promotion_log import HEAD, OVERTAKEN, PAGE, PromotionLog
-from pipeline.promotions import Promotion, Verdict, promote, rollback
+from pipeline.entries import ENTRY, LINK, OVERTAKEN, Entry, Head, Ledger, replay
+from pipeline.promotion_log import HEAD, PAGE, PromotionLog
+from pipeline.promotions import Promotion, Verdict, promote, rollback, rollback_op
 from pipeline.tracking import Backend
 
 MODEL = "digits"
@@ -419,7 +419,7 @@ def test_who_loses_a_race_decides_again_against_the_new_champion(where):
 def test_an_entry_that_came_too_late_is_marked_for_readers_of_versions(where):
     promoted(where, 1)
     client = client_of(where)
-    late = replace(champion(where), op="late", expects=0, previous="")
+    late = replace(champion(where), op="late", expects=0, previous="").carrying({})
     client.create_model_version(MODEL, "models:/digits-candidates/2", tags=late.tags())
     client.create_model_version(
         MODEL, "models:/digits-candidates/1", tags=client.get_model_version(MODEL, "1").tags
@@ -454,6 +454,25 @@ def test_rollbacks_go_further_back_each_time_and_never_return_what_was_taken_awa
     version = client_of(where).get_model_version_by_alias(MODEL, "champion")
     assert version.tags["forger.manifest"] == Candidate(3).manifest_sha256
     assert version.tags["forger.run_id"] == "run-3"
+
+
+def test_a_rollback_typed_twice_is_one_and_with_other_words_another(where):
+    for number in (1, 2, 3):
+        promoted(where, number)
+    log = PromotionLog(where, MODEL)
+
+    def typed(reason: str) -> None:
+        op = rollback_op(log.read(), to=None, actor="bob", reason=reason)
+        rollback(log, actor="bob", reason=reason, op=op, verify=lambda entry: None)
+
+    typed("ugly")
+    typed("ugly")
+    assert champion(where).candidate == "digits-candidates/2"
+    typed("ugly too")
+    assert champion(where).candidate == "digits-candidates/1"
+    promoted(where, 4)
+    typed("ugly")
+    assert champion(where).version == 7
 
 
 def test_a_rollback_needs_a_whole_target_that_was_champion_and_a_reason(where):
@@ -504,6 +523,8 @@ def change(where: Backend, act: Callable[[MlflowClient], object]) -> None:
         (lambda c: c.delete_model_version(MODEL, "1"), "entry 1 was deleted"),
         (lambda c: c.set_model_version_tag(MODEL, "1", "forger.sha256", "0"),
          "entry 1 has the tag forger.sha256 edited"),
+        (lambda c: c.set_model_version_tag(MODEL, "1", "forger.run_id", "0"),
+         "entry 1 has one of these tags edited: forger.manifest forger.run_id forger.sha256"),
         (lambda c: c.create_model_version(MODEL, "models:/digits-candidates/9"),
          "entry 3 was not written by Forger's log"),
     ],
