@@ -108,7 +108,7 @@ def download_object(uri: str) -> bytes:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
         # A session of its own: the shared one keeps secrets that have changed since.
-        client = boto3.session.Session().client("s3")
+        client = boto3.Session().client("s3")
         return client.get_object(Bucket=bucket, Key=key)["Body"].read()
     except (BotoCoreError, ClientError) as error:
         raise ConfigError([f"{uri} cannot be read: {error}"]) from None
