@@ -19,7 +19,7 @@ from statistics import median
 
 IMAGES, DIM = 10_000, 2_048
 ROUNDS = 3
-BLOCK = 2_000
+BLOCK = 2_500
 PEERS = ("pytorch-fid", "clean-fid", "torchmetrics")
 
 
