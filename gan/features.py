@@ -45,7 +45,7 @@ class Extractor:
         if samples.dtype == torch.uint8:
             x = x / 127.5 - 1
         # TF32 would round a GPU's features to three digits, and so tell devices apart.
-        with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             return self.module(x)
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from gan.influence import Influence
 from gan.moments import FeatureMoments, check_countable
 
+BLOCK = 256  # columns that wide factors are multiplied by at once
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -111,9 +113,36 @@ def root_traces(
     covariance: Float64[Tensor, "*b d d"], factor: Float64[Tensor, "*b d r"]
 ) -> Float64[Tensor, "*b"]:
     """tr (C F F')^(1/2) as the sum of the roots of the eigenvalues of F' C F."""
-    inner = factor.mT @ covariance @ factor
-    eigenvalues = torch.linalg.eigvalsh((inner + inner.mT) / 2)
+    eigenvalues = torch.linalg.eigvalsh(_inner(covariance, factor))
     return _without_rounding(eigenvalues).sqrt().sum(-1)
+
+
+def _inner(
+    covariance: Float64[Tensor, "*b d d"], factor: Float64[Tensor, "*b d r"]
+) -> Float64[Tensor, "*b r r"]:
+    """F' C F, of which only the lower triangle is meant.
+
+    Wide Cholesky factors are multiplied in blocks that leave out F's zeros and the upper triangle:
+    two fifths of the work.
+    """
+    dim = covariance.shape[-1]
+    if dim <= BLOCK or not _is_triangular(factor):
+        return factor.mT @ covariance @ factor
+    product, inner = torch.empty_like(factor), torch.zeros_like(factor)
+    for start in range(0, dim, BLOCK):
+        block = slice(start, start + BLOCK)
+        product[..., block] = covariance[..., start:] @ factor[..., start:, block]
+    for start in range(0, dim, BLOCK):
+        block, columns = slice(start, start + BLOCK), slice(0, start + BLOCK)
+        inner[..., block, columns] = factor[..., start:, block].mT @ product[..., start:, columns]
+    return inner
+
+
+def _is_triangular(factor: Float[Tensor, "*b d r"]) -> bool:
+    """Whether this is a whole lower triangle, as Cholesky's."""
+    if factor.shape[-1] != factor.shape[-2]:
+        return False
+    return bool(factor.diagonal(dim1=-2, dim2=-1).all()) and not factor.triu(1).any()
 
 
 def _without_rounding(eigenvalues: Float64[Tensor, "*b d"]) -> Float64[Tensor, "*b d"]:
@@ -142,8 +171,7 @@ def frechet_influence(
     mean = x.mean(0)
     x, y = x - mean, y - side.mean
     covariance = x.T @ x / (len(x) - 1)
-    inner = side.factor.T @ covariance @ side.factor
-    eigenvalues, eigenvectors = torch.linalg.eigh((inner + inner.T) / 2)
+    eigenvalues, eigenvectors = torch.linalg.eigh(_inner(covariance, side.factor))
     roots = _without_rounding(eigenvalues).sqrt()
     shift = mean - side.mean
     value = _distance(shift, covariance.trace().item(), side.trace, roots.sum().item())
@@ -161,7 +189,6 @@ def frechet_influence(
 
 def _whitened(y: Float64[Tensor, "m d"], factor: Float64[Tensor, "d r"]) -> Tensor:
     """F^-1 y for each row y, by substitution; F's pseudo-inverse where F is no full triangle."""
-    diagonal = factor.diagonal()
-    if factor.shape[0] == factor.shape[1] and (diagonal != 0).all() and not factor.triu(1).any():
+    if _is_triangular(factor):
         return torch.linalg.solve_triangular(factor, y.T, upper=False).T
     return y @ torch.linalg.pinv(factor).T

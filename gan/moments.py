@@ -15,6 +15,7 @@ from torch import Tensor
 from gan.world import World
 
 KID_DEGREE = 3
+GRAM_BLOCK = 256  # features whose products are taken at once
 MAX_KID_DIM = 256  # the third moment holds dim^3 numbers
 
 
@@ -52,7 +53,7 @@ class FeatureMoments:
         x = features.double()
         self.count += len(x)
         self.first += x.sum(0)
-        self.second.addmm_(x.T, x)
+        _add_gram(self.second, x)
         if self.third is not None:
             pairs = torch.einsum("na,nb->nab", x, x).flatten(1)
             self.third.addmm_(x.T, pairs)
@@ -102,6 +103,15 @@ class FeatureMoments:
 
     def _parts(self) -> tuple[Tensor | None, ...]:
         return (self.count, self.first, self.second, self.third, self.kernel_diagonal)
+
+
+def _add_gram(total: Float64[Tensor, "d d"], x: Float64[Tensor, "n d"]) -> None:
+    """Adds x'x in place, each pair of features once: wide ones cost little more than half."""
+    for start in range(0, x.shape[1], GRAM_BLOCK):
+        later = start + GRAM_BLOCK
+        part = x[:, start:later].T @ x[:, start:]
+        total[start:later, start:] += part
+        total[later:, start:later] += part[:, GRAM_BLOCK:].T
 
 
 def check_countable(*sides: FeatureMoments) -> None:

@@ -22,6 +22,7 @@ from pipeline.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
+MAX_LOOKS = 2
 STREAM = "gate"  # of latents and labels; no run and no search draws from it
 
 
@@ -87,11 +88,12 @@ def hold(
     each: Each,
     told: Told = lambda what, done, total: None,
 ) -> Contest:
-    """Judges the challenger, with more images where the first ones cannot tell.
+    """Judges the challenger, and once more with more images where the first ones cannot tell.
 
-    How many more follows from the errors alone, never from which way the difference points, so
-    looking again does not make a false promotion likelier. Without a champion the challenger must
-    clear the absolute floors. Raises ConfigError where the two cannot be judged on this ground.
+    Each of two looks is at half of `alpha`, so that together they promote an equal no more often
+    than `alpha` says (Bonferroni), whatever the first one showed. How many images the second look
+    takes follows from the errors. Without a champion the challenger must clear the absolute
+    floors. Raises ConfigError where the two cannot be judged on this ground.
     """
     ground.check(challenger, who="the candidate")
     if champion is not None:
@@ -104,27 +106,29 @@ def hold(
         look = forgeries(
             snapshot, ground.eye, ground.real, stream=stream, seed=seed, storage=ground.storage
         )
-        found = extract(
-            look, images=count, each=each, progress=lambda done, n: told(f"{who}'s", done, n)
-        )
+        found = extract(look, images=count, each=each, progress=lambda done, n: told(who, done, n))
         evidence = judge(found.vectors, found.labels, reference)
         return Contestant(snapshot, look, found.vectors, evidence)
 
+    looks = 1 if champion is None or counts.most == counts.first else MAX_LOOKS
     while True:
         # Latents of other lengths have nothing in common and must not seem to.
         theirs = contestant(
-            challenger, "the candidate", stream=STREAM if paired else f"{STREAM}/challenger"
+            challenger, "candidate", stream=STREAM if paired else f"{STREAM}/challenger"
         )
-        ours = None if champion is None else contestant(champion, "the champion")
+        ours = None if champion is None else contestant(champion, "champion")
         if ours is None:
             comparison = qualify(theirs.evidence, reference, rules=rules)
         else:
             comparison = compare(
-                ours.evidence, theirs.evidence, reference, rules=rules, alpha=alpha, paired=paired
-            )
-        if comparison.resolvable or count >= counts.most:
+                ours.evidence, theirs.evidence, reference, rules=rules, alpha=alpha / looks,
+                paired=paired,
+            )  # fmt: skip
+        if comparison.outcome != "unresolved" or count == counts.most:
             break
-        count = min(counts.most, math.ceil(comparison.images_needed / CHUNK) * CHUNK)
+        count = min(counts.most, max(2 * count, _whole_chunks(comparison.images_needed)))
+        if champion is not None:
+            counts = Counts(first=count, most=count)  # the second look is the last
         log.info("%d images cannot tell; judging %d", comparison.num_images, count)
     return Contest(
         comparison=comparison,
@@ -134,6 +138,10 @@ def hold(
         challenger=theirs,
         reference=reference,
     )
+
+
+def _whole_chunks(images: int) -> int:
+    return math.ceil(images / CHUNK) * CHUNK
 
 
 def _latent_dim(snapshot: Snapshot) -> int:

@@ -1,4 +1,4 @@
-"""The page of a decision: both generators at the same latents, the checks, and what they rest on."""
+"""The page of a decision: both generators at the same latents, the checks, what they rest on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated images judged against real ones: all measures, and what comparing two of them takes."""
+"""Generated images judged against real ones: all measures, and what a comparison of two takes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from pipeline.checks import (
 from pipeline.evidence import IMAGES_PER_DIM, NUM_GROUPS, Evidence, Reference
 
 Outcome = Literal["promoted", "rejected", "unresolved"]
-POWER = 0.8  # with which what is worth finding is found where a comparison is `resolvable`
+POWER = 0.8  # with which what is worth finding is found by `images_needed` images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,11 +96,9 @@ class GateRules:
 class Comparison:
     """The decision with its evidence; plain numbers throughout, for JSON.
 
-    `resolvable` says whether the errors are small enough to find what is worth finding, and
-    `images_needed` how many images would make them so. Both look at errors and at the champion,
-    never at who leads: drawing more images until `resolvable`, and deciding once, leaves the level
-    as it is. Drawing on until an outcome pleases would not, so an outcome counts only when
-    `resolvable` holds or the caller's last image is drawn.
+    `images_needed` is how many images would make the errors small enough to find what is worth
+    finding. To judge again with more of them because the outcome is open is another look, and
+    needs its own share of alpha.
     """
 
     outcome: Outcome
@@ -109,7 +107,6 @@ class Comparison:
     alpha: float  # of the Frechet check
     resolution: float  # the Frechet advantage worth finding
     num_images: int
-    resolvable: bool
     images_needed: int
 
 
@@ -234,7 +231,6 @@ def _decided(
         alpha=alpha,
         resolution=resolution,
         num_images=count,
-        resolvable=needed <= count,
         images_needed=needed,
     )
 

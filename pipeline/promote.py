@@ -219,7 +219,7 @@ class _Bench:
             "attempt": self.attempt.number,
             "rules": dataclasses.asdict(self.request.rules),
             "counts": dataclasses.asdict(self.request.counts),
-            **record(contest),
+            "found": record(contest),
         }
 
 

@@ -107,7 +107,9 @@ def download_object(uri: str) -> bytes:
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
-        return boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+        # A session of its own: the shared one keeps secrets that have changed since.
+        client = boto3.Session().client("s3")
+        return client.get_object(Bucket=bucket, Key=key)["Body"].read()
     except (BotoCoreError, ClientError) as error:
         raise ConfigError([f"{uri} cannot be read: {error}"]) from None
 

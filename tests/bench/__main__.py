@@ -1,4 +1,4 @@
-"""python -m tests.bench [step|workers|train]: prints the ratios that MEASUREMENTS.md records."""
+"""python -m tests.bench [step|workers|train|gate|frechet]: what MEASUREMENTS.md records."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 
+from tests.bench import frechet, gate_rates
 from tests.bench.rounds import (
     bare_rounds,
     compare,
@@ -109,7 +110,13 @@ def show(what: str, ratio: tuple[float, float, float]) -> None:
     print(f"{what:<60} {middle:.2f}  ({low:.2f} to {high:.2f})", flush=True)
 
 
-BENCHES = {"step": step, "workers": workers, "train": train}
+BENCHES = {
+    "step": step,
+    "workers": workers,
+    "train": train,
+    "gate": gate_rates.main,
+    "frechet": frechet.main,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHES:

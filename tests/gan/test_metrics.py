@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gan.metrics import frechet_distance, kid
-from gan.moments import MAX_KID_DIM
+from gan.moments import GRAM_BLOCK, MAX_KID_DIM
 from tests.gan.features import correlated, moments_of
 
 
@@ -30,6 +30,11 @@ def test_shares_of_odd_sizes_merge_to_the_same_distance():
             whole = whole.together_with(part)
         assert frechet_distance(whole, real) == pytest.approx(expected, rel=1e-9)
         assert kid(whole, real) == pytest.approx(kid(moments_of(x), real), rel=1e-9)
+
+
+def test_wide_second_moments_are_the_gram_matrix_though_each_pair_is_taken_once():
+    x = correlated(40, 2 * GRAM_BLOCK + 7, seed=2)
+    torch.testing.assert_close(moments_of(x, for_kid=False).second, x.T @ x)
 
 
 def test_features_that_are_no_numbers_and_too_few_images_are_refused():

@@ -1,16 +1,12 @@
-"""What tests of runs share: a folder to type commands in, a small run, servers on free ports."""
+"""What tests of runs share: a folder to type commands in, and a small run."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.dataset import ShardSet
@@ -142,54 +138,3 @@ def negative_checkout(folder: Path) -> Path:
     assert changed != dcgan.read_text()
     dcgan.write_text(changed)
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def server(
-    command: Callable[[int], list[str]], *, log: Path, env: dict[str, str], folder: Path
-) -> Iterator[str]:
-    """The address of a server that `command(port)` runs, once it answers; it ends with the
-    block.
-    """
-    port = free_port()
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command(port), env=env, cwd=folder, stdout=output, stderr=output,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + DEADLINE_SEC
-            while time.monotonic() < deadline:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """The address of a real MLflow server, whose database and artifacts lie in `folder`."""
-
-    def command(port: int) -> list[str]:
-        words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        words += ["--port", str(port), "--workers", "1"]
-        words += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-        return [*words, "--artifacts-destination", str(folder / "artifacts")]
-
-    env = clean_environment() | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    with server(command, log=folder / "server.log", env=env, folder=folder) as uri:
-        yield uri

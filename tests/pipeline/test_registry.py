@@ -34,8 +34,15 @@ from tests.pipeline.desk import (
     best_of,
     clean_environment,
     negative_checkout,
-    server,
     small_run,
+)
+from tests.pipeline.servers import (
+    LossyProxy,
+    free_port,
+    listens,
+    mlflow_server,
+    process,
+    wait_until,
 )
 
 pytestmark = pytest.mark.slow
@@ -202,6 +209,28 @@ def test_a_model_that_needs_forger_is_not_registered(shelf, monkeypatch):
     assert shelf.versions() == ["1"]
 
 
+def test_an_answer_lost_after_the_server_had_committed_doubles_nothing(run, tmp_path):
+    """MLflow's client sends the call again and makes a second version; the first one counts."""
+    store = f"sqlite:///{tmp_path / 'server.db'}"
+    with mlflow_server(store, str(tmp_path / "artifacts"), tmp_path) as address:
+        creating = iter([True])  # once
+
+        def first_creation(_: str, path: str) -> bool:
+            return "model-versions/create" in path and next(creating, False)
+
+        with LossyProxy(address, share=1.0, applies=first_creation) as proxy:
+            where = Backend(proxy.uri, None)
+            tracker = open_tracker(where, run)
+            there = Shelf(where, tracker.client, run, tracker.run_id, tmp_path)
+            assert there.register() == registry.Registered(there.model, "1", known=False)
+            assert len(proxy.lost) == 1
+            assert there.versions() == ["1", "2"]
+            assert there.aliases() == {"candidate": "1"}
+            assert there.register() == registry.Registered(there.model, "1", known=True)
+            loaded = load_registered(where, "models:/small-candidates@candidate")
+            assert loaded.sha256 == best_of(run).sha256
+
+
 def stranger(folder: Path) -> Path:
     """The bin of a new virtualenv with this one's packages, but neither Forger nor jaxtyping.
 
@@ -251,11 +280,12 @@ def test_a_stranger_serves_the_model_and_its_pixels_are_those_of_forger_sample(s
     }
     env.pop("PYTHONPATH", None)
 
-    def command(port: int) -> list[str]:
-        words = ["mlflow", "models", "serve", "-m", "models:/small-candidates@candidate"]
-        return [*words, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-
-    with server(command, log=tmp_path / "serve.log", env=env, folder=tmp_path) as address:
+    port, log = free_port(), tmp_path / "serve.log"
+    command = ["mlflow", "models", "serve", "-m", "models:/small-candidates@candidate"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    with process(command, log, env=env, cwd=tmp_path) as serving:
+        wait_until(lambda: listens(port), "mlflow serve", processes=(serving,), log=log)
+        address = f"http://127.0.0.1:{port}"
         status, answer = post(address, {"inputs": [REQUEST, {"seed": 3, "truncation": 0.5}]})
         assert status == 200, answer
         for wrong, said in (

@@ -15,7 +15,8 @@ import torch
 
 from pipeline.checkpoint import latest_checkpoint
 from pipeline.run import Run
-from tests.pipeline.desk import DEADLINE_SEC, Desk, mlflow_server
+from tests.pipeline.desk import DEADLINE_SEC, Desk
+from tests.pipeline.servers import mlflow_server
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +176,8 @@ def test_a_killed_worker_is_replaced_and_loses_nothing(desk, tmp_path):
 
 def test_a_real_mlflow_server_tracks_the_same_as_the_local_file(desk, tmp_path):
     here, candidate = Desk(tmp_path), "models:/stripes-candidates@candidate"
-    with mlflow_server(tmp_path) as uri:
+    store = f"sqlite:///{tmp_path / 'server.db'}"
+    with mlflow_server(store, str(tmp_path / "artifacts"), tmp_path) as uri:
         output = here.run("train", "stripes.toml", MLFLOW_TRACKING_URI=uri)
         assert f"{uri}/#/experiments/" in output
         assert_tracked_once(here, "stripes", uri)
