@@ -5,6 +5,7 @@ core, and what lite0 makes of faults when it looks at photographs in several siz
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -16,11 +17,14 @@ from gan.featurenets.inception import Inception, inception
 from gan.features import Extractor, Photographs
 from gan.metrics import FeatureMoments, frechet_distance
 from pipeline.extractors import load_extractor
+from pipeline.loader import permute
+from pipeline.prepare import prepare
+from pipeline.shards import ShardReader
 from tests.gan.test_features import blurred, noised
 
 BLOCK = 100  # as the Judge shows them
 SECONDS = 5.0
-NUM_CROPS = 800
+GROUPS, GROUP = 4, 250  # distances of groups against groups, for their spread
 
 
 def speed() -> None:
@@ -47,46 +51,66 @@ def images_per_second(extractor: Extractor) -> tuple[float, float]:
 
 
 def sizes() -> None:
-    """Distances of crops with a fault over that of fresh crops, from crops of two photographs."""
-    print(f"{'crops':<8}{'seen':<8}{'filter':<10}{'noise 8':>9}{'noise 16':>9}{'blur 1':>9}")
-    for crop_px in (32, 64, 128):
-        real, fresh = (crops(NUM_CROPS, crop_px, seed=seed) for seed in (0, 1))
-        faulty = noised(fresh, 8), noised(fresh, 16), blurred(fresh, 1.0)
+    """How many spreads of a distance between real images a fault adds, by the size looked at."""
+    network = load_extractor("lite0", (3, 64, 64)).module.network
+    assert isinstance(network, torch.nn.Module)
+    print(f"{'images':<16}{'seen':<8}{'noise 6':>9}{'blur .5':>9}")
+    for name, images in real_sets().items():
+        one, other = images[::2], images[1::2]
         for seen_px in (32, 64, 128):
-            for filter in ("bilinear", "bicubic"):
-                network = load_extractor("lite0", (3, 64, 64)).module.network
-                assert isinstance(network, torch.nn.Module)
-                seen = Photographs(network, size_px=seen_px, filter=filter)
-                reference = moments(seen, real)
-                chance = frechet_distance(moments(seen, fresh), reference)
-                ratios = [frechet_distance(moments(seen, x), reference) / chance for x in faulty]
-                shown = "".join(f"{ratio:>9.2f}" for ratio in ratios)
-                print(f"{crop_px:<8}{seen_px:<8}{filter:<10}{shown}", flush=True)
-                if crop_px == seen_px:
-                    break
+            seen = Photographs(network, size_px=seen_px, filter="bicubic")
+            real, fresh = features(seen, one), features(seen, other)
+            pairs = [(k, k) for k in range(GROUPS)] + [(k, k - 1) for k in range(GROUPS)]
+            chance = np.array([between(fresh[j], real[k]) for k, j in pairs])
+            shown = ""
+            for faulty in (noised(other, 6), blurred(other, 0.5)):
+                found = [between(x, y) for x, y in zip(features(seen, faulty), real, strict=True)]
+                added = np.mean(found) - chance[:GROUPS].mean()
+                shown += f"{added / chance.std():>9.0f}"
+            print(f"{name:<16}{f'{seen_px} px':<8}{shown}", flush=True)
 
 
-def crops(count: int, size_px: int, *, seed: int) -> Tensor:
+def real_sets() -> dict[str, Tensor]:
+    """uint8 images (n, c, s, s): the embedded ones, and cuts of photographs."""
+    count = 2 * GROUPS * GROUP
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("faces", "digits"):
+            shards = prepare(f"embedded:{name}", f"{folder}/{name}")
+            numbers = permute(np.arange(count), size=shards.num_images, key=0)
+            images, _ = ShardReader(shards).take(numbers)
+            found[f"{name} {shards.image_size_px} px"] = images
+    return found | {f"photos {px} px": crops(count, px) for px in (64, 128)}
+
+
+@torch.no_grad()
+def features(network: torch.nn.Module, images: Tensor) -> list[Tensor]:
+    """Of uint8 images, in groups."""
+    found = [network(block / 127.5 - 1) for block in images.split(BLOCK)]
+    return list(torch.cat(found).split(GROUP))
+
+
+def between(one: Tensor, other: Tensor) -> float:
+    """The Frechet distance of two sets of features."""
+    sides = []
+    for side in (one, other):
+        sides.append(FeatureMoments.zeros(FEATURES))
+        sides[-1].add(side)
+    return frechet_distance(*sides)
+
+
+def crops(count: int, size_px: int) -> Tensor:
     """Square cuts (n, 3, s, s) of the two photographs that scikit-learn ships."""
     from sklearn.datasets import load_sample_images
 
-    photographs, rng = load_sample_images().images, np.random.RandomState(seed)
+    photographs, rng = load_sample_images().images, np.random.RandomState(0)
     found = []
-    for number in range(count):
-        picture = photographs[number % 2]
+    for _ in range(count):
+        picture = photographs[rng.randint(2)]
         top = rng.randint(picture.shape[0] - size_px)
         left = rng.randint(picture.shape[1] - size_px)
         found.append(picture[top : top + size_px, left : left + size_px])
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
-
-
-@torch.no_grad()
-def moments(network: torch.nn.Module, images: Tensor) -> FeatureMoments:
-    """Of the features of uint8 images."""
-    found = FeatureMoments.zeros(FEATURES)
-    for block in images.split(BLOCK):
-        found.add(network(block / 127.5 - 1))
-    return found
 
 
 BENCHES = {"speed": speed, "sizes": sizes}
