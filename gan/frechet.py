@@ -187,6 +187,17 @@ def frechet_influence(
     return Influence(value, by_fake - by_fake.mean(), by_real - by_real.mean())
 
 
+def tail_weight(features: Float[Tensor, "m d"], side: Side) -> float:
+    """Mardia's (1970) multivariate kurtosis over that of a normal law, d (d + 2).
+
+    1 for normal features and, nearly, for independent heavy-tailed ones; more where whole images
+    lie far out, as few images then carry the covariance. `side` is that of the features.
+    """
+    dim = side.factor.shape[1]
+    squares = _whitened(features.double() - side.mean, side.factor).square().sum(1)
+    return (squares.square().mean() / squares.mean() ** 2).item() * dim / (dim + 2)
+
+
 def _whitened(y: Float64[Tensor, "m d"], factor: Float64[Tensor, "d r"]) -> Tensor:
     """F^-1 y for each row y, by substitution; F's pseudo-inverse where F is no full triangle."""
     if _is_triangular(factor):

@@ -205,8 +205,8 @@ def classes_check(
         quantile = float(stats.norm.isf(alpha / len(masks)))
         rows, what = [], "share of images not covered"
         for label, mask in masks.items():
-            lost = champion.overlap.covered[mask].double() - challenger.overlap.covered[mask]
-            measured = Measure.mean_of(lost)
+            covered = [e.overlap.covered[mask].double() for e in (champion, challenger)]
+            measured = Measure.mean_of(covered[0] - covered[1])
             reach = quantile * measured.standard_error
             value = measured.value
             rows.append(

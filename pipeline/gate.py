@@ -8,7 +8,7 @@ Nothing here reads files, draws images or talks to a registry.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from scipy import stats
@@ -144,6 +144,12 @@ def compare(
     advantage = frechet_check(
         champion.frechet, challenger.frechet, alpha=alpha, resolution=resolution, paired=paired
     )
+    count, least = challenger.measures.num_images, reference.frechet.images_for_tails
+    if advantage.passed and count < least:
+        remark = (
+            f"; so far out do some images lie that {least} are needed to trust it, got {count}"
+        )
+        advantage = replace(advantage, passed=None, sentence=advantage.sentence + remark)
     coverage = coverage_check(
         champion, challenger, alpha=rules.alpha, margin=rules.coverage_margin
     )
@@ -174,8 +180,8 @@ def compare(
         ),
     )
     quantile = student_quantile(alpha, reference.num_groups)
-    count = challenger.measures.num_images
     needed = max(
+        least,
         _images_for(resolution, advantage.standard_error, quantile=quantile, count=count),
         _images_for(
             rules.coverage_margin,
