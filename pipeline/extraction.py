@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from gan.config import ConfigError
 from gan.features import Extractor
 from gan.randomness import generator, latents
 from gan.sampling import to_uint8
@@ -194,7 +195,10 @@ def _forge(
         rng = generator(look.seed, f"{look.stream}/labels", start)
         drawn = torch.randint(reader.shards.num_images, (BLOCK,), generator=rng)
         labels = reader.labels(drawn.numpy()).to(first.device)
-    return to_uint8(snapshot.module(z.to(first), labels)), labels
+    images = snapshot.module(z.to(first), labels)
+    if not torch.isfinite(images).all():  # as bytes they would only be black
+        raise ConfigError(["the generator draws values that are no numbers; it has diverged"])
+    return to_uint8(images), labels
 
 
 def _chunk(start: int) -> str:

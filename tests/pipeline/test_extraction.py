@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gan.config import Conditioning, GeneratorConfig
+from gan.config import Conditioning, ConfigError, GeneratorConfig
 from gan.networks import build_generator
 from pipeline.experiment import ClusterConfig
 from pipeline.extraction import CHUNK, Eye, extract, forgeries, forget, here, images_at, reals
@@ -95,6 +95,15 @@ def test_labels_are_drawn_from_the_data_and_are_the_same_for_both_contestants(sh
         storage=str(tmp_path),
     )  # fmt: skip
     assert extract(free, images=100, each=here).labels is None
+
+
+def test_a_generator_that_draws_no_numbers_is_refused(shards, tmp_path):
+    model = snapshot_for(shards)
+    for parameter in model.module.parameters():
+        parameter.fill_(torch.nan)
+    look = forgeries(model, PIXELS, shards, stream="t", seed=1, storage=str(tmp_path))
+    with pytest.raises(ConfigError, match="no numbers; it has diverged"):
+        extract(look, images=100, each=here)
 
 
 @pytest.mark.slow
