@@ -33,7 +33,7 @@ def counted(pool: ProcessPoolExecutor, case: Case, repetitions: int) -> Rates:
 def test_an_equal_is_promoted_about_one_time_in_twenty_with_five_images_a_feature(
     law, common, elsewhere
 ):
-    found = counted(elsewhere, Case("equals", law, 64, 5, common), 500)
+    found = counted(elsewhere, Case("equals", law, 64, 5, common), 400)
     assert LEVEL[0] <= found.corrected <= LEVEL[1], found
 
 
