@@ -13,15 +13,17 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-demo: install  ## images to a registered generator, on a laptop
+demo: install  ## images to a champion, on a laptop
 	$(BIN)/forger prepare embedded:digits data/digits
 	$(BIN)/forger train jobs/experiments/digits.toml cluster.workers=2 --again
+	$(BIN)/forger promote digits
 	$(BIN)/forger sample models:/digits@champion -n 64 --seed 0 -o samples.png
 	@echo
 	@echo "look     samples.png, and the runs:   .venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
 	@echo "next     .venv/bin/forger sample models:/digits@champion -n 100 --seed 1000 -o more.png"
 	@echo "         .venv/bin/forger prepare embedded:faces data/faces"
-	@echo "         .venv/bin/forger train jobs/experiments/faces.toml"
+	@echo "         .venv/bin/forger train jobs/experiments/faces.toml && .venv/bin/forger promote faces"
+	@echo "         .venv/bin/forger history digits"
 
 check: install  ## format, lint, types, architecture
 	$(BIN)/ruff format --check .
