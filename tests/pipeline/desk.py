@@ -9,12 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.dataset import ShardSet
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.play import play
+from pipeline.registry import register
 from pipeline.run import Best, Run
 from pipeline.shards import write_shards
 from pipeline.storage import Folder
+from pipeline.tracking import Backend, backend, open_tracker
 from tests.conftest import striped_images
 
 ROOT = Path(__file__).parents[2]
@@ -138,3 +142,38 @@ def negative_checkout(folder: Path) -> Path:
     assert changed != dcgan.read_text()
     dcgan.write_text(changed)
     return folder
+
+
+def blobs(count: int):
+    """Bright blobs anywhere, under noise; the label says in which half."""
+    rng = np.random.RandomState(0)
+    rows, columns = np.mgrid[:8, :8]
+    for _ in range(count):
+        y, x, width = rng.uniform(1, 7), rng.uniform(1, 7), rng.uniform(1, 3)
+        light = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / width)
+        noisy = 200 * light + rng.normal(0, 25, light.shape)
+        yield noisy.clip(0, 255).astype(np.uint8)[..., None], int(x > 4)
+
+
+def trained(
+    name: str, storage: Path, shards: ShardSet, *, kimg: float, where: Backend | None = None
+) -> Run:
+    """A finished run, registered as a candidate of the model `blobs`."""
+    values = {
+        "name": name,
+        "data": {"shards": shards.uri},
+        "generator": {"width": 8, "latent_dim": 8, "lr": 2e-3},
+        "discriminator": {"width": 8, "lr": 2e-3},
+        "conditioning": {"name": "projection"},
+        "objective": {"penalty_interval": 4},
+        "turns": {"total_kimg": kimg, "batch_size": 32},
+        "evaluate": {"images": 500, "every_kimg": kimg},
+        "ema": {"half_life_kimg": 0.5},
+        "tracking": {"model": "blobs"},
+        "cluster": {"storage": str(storage)},
+    }
+    run = Run.open(name, experiment_from_dict(values), shards)
+    assert play(run, shards).finished
+    where = where or backend(str(storage))
+    register(where, run, best_of(run), mlflow_run_id=open_tracker(where, run).run_id)
+    return run

@@ -11,58 +11,19 @@ import pytest
 
 from gan.config import ConfigError
 from pipeline.contest import Counts
-from pipeline.dataset import ShardSet
 from pipeline.experiment import ClusterConfig
-from pipeline.experiment_file import experiment_from_dict
 from pipeline.gate import GateRules
-from pipeline.play import play
 from pipeline.promote import GateRequest, promote_candidate
 from pipeline.promotions import PromotionLog
-from pipeline.registry import load_registered, register
-from pipeline.run import Run
+from pipeline.registry import load_registered
 from pipeline.shards import write_shards
-from pipeline.tracking import backend, open_tracker
-from tests.pipeline.desk import Desk
+from pipeline.tracking import backend
+from tests.pipeline.desk import Desk, blobs, trained
 
 pytestmark = pytest.mark.slow
 
 COUNT = 1200
 IMAGES = ("--images", "1000", "--max-images", "2000")
-
-
-def blobs(count: int):
-    """Bright blobs anywhere, under noise; the label says in which half."""
-    rng = np.random.RandomState(0)
-    rows, columns = np.mgrid[:8, :8]
-    for _ in range(count):
-        y, x, width = rng.uniform(1, 7), rng.uniform(1, 7), rng.uniform(1, 3)
-        light = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / width)
-        noisy = 200 * light + rng.normal(0, 25, light.shape)
-        yield noisy.clip(0, 255).astype(np.uint8)[..., None], int(x > 4)
-
-
-def trained(name: str, storage: Path, shards: ShardSet, *, kimg: float) -> Run:
-    """A finished run, registered as a candidate of the model `blobs`."""
-    values = {
-        "name": name,
-        "data": {"shards": shards.uri},
-        "generator": {"width": 8, "latent_dim": 8, "lr": 2e-3},
-        "discriminator": {"width": 8, "lr": 2e-3},
-        "conditioning": {"name": "projection"},
-        "objective": {"penalty_interval": 4},
-        "turns": {"total_kimg": kimg, "batch_size": 32},
-        "evaluate": {"images": 500, "every_kimg": kimg},
-        "ema": {"half_life_kimg": 0.5},
-        "tracking": {"model": "blobs"},
-        "cluster": {"storage": str(storage)},
-    }
-    run = Run.open(name, experiment_from_dict(values), shards)
-    assert play(run, shards).finished
-    where = backend(str(storage))
-    best = run.best()
-    assert best is not None
-    register(where, run, best, mlflow_run_id=open_tracker(where, run).run_id)
-    return run
 
 
 @pytest.fixture(scope="module")

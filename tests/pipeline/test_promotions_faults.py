@@ -22,9 +22,16 @@ from mlflow.server.auth.client import AuthServiceClient
 
 from gan.config import ConfigError
 from pipeline.attempts import begin_attempt, evidence_digest, finish_attempt
+from pipeline.contest import Counts
 from pipeline.entries import Ledger
+from pipeline.experiment import ClusterConfig
+from pipeline.gate import GateRules
+from pipeline.promote import GateRequest, promote_candidate
 from pipeline.promotions import PromotionLog, promote, rollback
+from pipeline.registry import load_registered
+from pipeline.shards import write_shards
 from pipeline.tracking import Backend
+from tests.pipeline.desk import best_of, blobs, trained
 from tests.pipeline.promoters import FORKS, KnownCandidate, Person, Promoter, patiently, quality
 from tests.pipeline.promoters import run_promotion as run
 from tests.pipeline.servers import (
@@ -394,3 +401,23 @@ def test_a_promotion_whose_gate_breaks_leaves_everything_as_it_was(team):
         )
     assert quality(log_of(team.promoter, model).champion()) == 1
     assert log_of(team.promoter, model).drift() is None
+
+
+def test_a_promoter_takes_a_trainers_generator_through_the_whole_gate(team, tmp_path):
+    """Trained and registered by one person, judged and promoted by another, over the server."""
+    shards = write_shards(
+        str(tmp_path / "blobs"), blobs(1200), classes=("left", "right"), origin={}
+    )
+    model = team.model("blobs")
+    run = trained("blobs", tmp_path / "runs", shards, kimg=20, where=team.trainer.sit_down())
+    request = GateRequest(rules=GateRules(), counts=Counts(first=1000, most=2000))
+    asked = {"storage": str(tmp_path / "runs"), "cluster": ClusterConfig()}
+    with pytest.raises(ConfigError, match="trainer may not write to the registered model 'blobs'"):
+        promote_candidate(model, request, where=team.trainer.sit_down(), **asked)
+    where = team.promoter.sit_down()
+    decided = promote_candidate(model, request, where=where, **asked)
+    assert decided.promotion.moved
+    champion = load_registered(where, f"models:/{model}@champion")
+    assert champion.sha256 == best_of(run).sha256
+    (entry,) = log_of(team.promoter, model).entries()
+    assert entry.actor.startswith("promoter")
