@@ -52,7 +52,7 @@ class FrechetReference:
         whole images lie far out.
 
         5 d times the square of the tail weight: with radial Student t tails (weight 2) the level
-        of 5 % is 13 % at 5 d images and holds at 20 d (MEASUREMENTS.md).
+        of 5 % is 10 % at 5 d images and 6 % at 20 d (MEASUREMENTS.md).
         """
         weight = max(1.0, tail_weight(self.features, self.side))
         return math.ceil(IMAGES_PER_DIM * self.features.shape[1] * weight**2)
