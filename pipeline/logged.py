@@ -15,7 +15,7 @@ from pipeline.fresh import REQUESTS, expected_pixels, fresh_process
 from pipeline.manifest import MANIFEST, check_listing, listing, sha256_of
 from pipeline.run import Best, Run
 from pipeline.snapshot import read_snapshot
-from pipeline.tracking import Backend
+from pipeline.tracking import Backend, pointed_at
 
 SERVED = "served.py"
 GENERATOR = "generator"  # the artifact's folder inside the model
@@ -39,10 +39,8 @@ class Logged:
 
 def log_proved(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> Logged:
     """Logs the snapshot as a pyfunc model and has a fresh process prove it."""
-    mlflow.set_tracking_uri(where.uri)
-    mlflow.set_registry_uri(where.uri)
     client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, pointed_at(where):
         folder = Path(temporary)
         with fresh_process(folder, where.uri) as prove:
             code, bundle = folder / SERVED, folder / GENERATOR

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from gan.config import ConfigError, check
 from pipeline.asking import create_once, explained
 from pipeline.entries import OVERTAKEN, OWN, Entry, Head, Ledger, replay
-from pipeline.tracking import Backend
+from pipeline.tracking import Backend, pointed_at
 
 log = logging.getLogger(__name__)
 
@@ -143,13 +143,14 @@ class PromotionLog:
             return ledger.by_op(entry.op) or (ledger if ledger.tip != entry.expects else None)
 
         def write() -> None:
-            self.client.create_model_version(
-                self.model,
-                source,
-                tags={**tags, **entry.tags()},
-                description=_sentence(entry),
-                await_creation_for=0,
-            )
+            with pointed_at(self.where):  # the client looks `source` up where MLflow points
+                self.client.create_model_version(
+                    self.model,
+                    source,
+                    tags={**tags, **entry.tags()},
+                    description=_sentence(entry),
+                    await_creation_for=0,
+                )
 
         doing = f"take {source} into the registered model {self.model!r}"
         right = f"EDIT on {self.model!r} and READ on that of the candidate"

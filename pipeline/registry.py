@@ -13,7 +13,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
 from mlflow import MlflowClient, artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -25,7 +24,7 @@ from pipeline.manifest import MANIFEST, check_files, check_listing, listing, sha
 from pipeline.run import Best, Run
 from pipeline.snapshot import Snapshot, read_snapshot
 from pipeline.storage import Folder
-from pipeline.tracking import Backend
+from pipeline.tracking import Backend, pointed_at
 
 CANDIDATE = "candidate"
 CANDIDATES = "-candidates"
@@ -85,7 +84,8 @@ def register(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> Reg
     if version is None:
         logged = log_proved(where, run, best, mlflow_run_id=mlflow_run_id)
         tags = {OP: op} | _tags(run, best, logged)
-        version = _create(client, model, logged, tags, mlflow_run_id=mlflow_run_id)
+        with pointed_at(where):  # the client looks the logged model up where MLflow points
+            version = _create(client, model, logged, tags, mlflow_run_id=mlflow_run_id)
     client.set_registered_model_alias(model, CANDIDATE, _newest(client, model))
     return Registered(model, version, known)
 
@@ -126,10 +126,8 @@ def load_registered(where: Backend, uri: str) -> Snapshot:
             [f"MODEL must be models:/NAME@ALIAS or models:/NAME/VERSION, got {uri!r}"]
         )
     version = _version(client, parts[1], alias=parts[2], number=parts[3])
-    mlflow.set_tracking_uri(where.uri)
-    mlflow.set_registry_uri(where.uri)
     pinned = f"models:/{version.name}/{version.version}"  # an alias might move meanwhile
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pointed_at(where):
         try:
             path = artifacts.download_artifacts(artifact_uri=pinned, dst_path=folder)
         except (MlflowException, OSError) as error:

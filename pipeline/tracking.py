@@ -14,6 +14,8 @@ import math
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,30 @@ class Backend:
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+
+@contextmanager
+def pointed_at(where: Backend) -> Iterator[None]:
+    """MLflow's own functions look here within the block; they can be told in no other way.
+
+    MLflow remembers it in an environment variable, which would send all that comes later in this
+    process, and its children, to the same place.
+    """
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(where.uri)
+    mlflow.set_registry_uri(where.uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri("")
+        mlflow.set_registry_uri("")
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def backend(storage: str) -> Backend:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jobs.__main__ import VERBS
 from pipeline.shards import write_shards
 from tests.conftest import striped_images
 
@@ -43,7 +44,7 @@ def forger(folder: Path, *words: str, code: int = 0) -> str:
 
 def test_help_lists_every_command_and_each_has_its_own(desk):
     output = forger(desk, "--help")
-    for verb in ("prepare", "train", "evaluate", "sample", "extractor"):
+    for verb in VERBS:
         assert verb in output
         assert "Usage: forger" in forger(desk, verb, "--help")
     assert "No such command 'trian'" in forger(desk, "trian", code=2)
@@ -134,7 +135,7 @@ def test_an_extractor_of_ones_own_is_found_by_the_workers(desk):
         + 'evaluate.extractor = "judge"\nturns = { total_kimg = 0.1, batch_size = 16 }\n'
     )
     assert "fd_judge_50" in forger(desk, "train", "tiny.toml")
-    output = forger(desk, "evaluate", "tiny", "--json")
-    assert "score/fd_judge_50" in output
+    output = forger(desk, "evaluate", "tiny", "--images", "100")
+    assert "score/kid_judge_100" in output
     write_shards(str(desk / "wide"), striped_images(9, size=16), classes=("a", "b"), origin={})
     assert "MODEL draws (1, 8, 8)" in forger(desk, "evaluate", "tiny", "--against", "wide", code=2)

@@ -19,7 +19,7 @@ from pipeline.play import play
 from pipeline.promotions import PromotionLog, Verdict, promote
 from pipeline.registry import candidate_version, load_registered, register
 from pipeline.run import Run
-from pipeline.tracking import Backend, open_tracker
+from pipeline.tracking import Backend, open_tracker, pointed_at
 from tests.pipeline.desk import best_of, small_run
 
 pytestmark = pytest.mark.slow
@@ -72,15 +72,10 @@ def desk(stripes, tmp_path_factory) -> Desk:
 def test_what_was_promoted_is_what_every_name_of_it_loads(desk):
     assert desk.weights("small/1") == desk.weights("small-candidates/1")
     assert desk.weights("small@champion") == desk.weights("small-candidates/2")
-    mlflow.set_tracking_uri(desk.where.uri)
-    mlflow.set_registry_uri(desk.where.uri)
-    try:
+    with pointed_at(desk.where):
         served = mlflow.pyfunc.load_model("models:/small@champion")
         (images,) = served.predict([{"n": 2, "seed": 3, "label": 1}])
-        assert [image.seed for image in images] == [3, 4]
-    finally:
-        mlflow.set_tracking_uri("")
-        mlflow.set_registry_uri("")
+    assert [image.seed for image in images] == [3, 4]
 
 
 def test_history_shows_who_when_and_why_and_stars_the_champion(desk):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import mlflow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ from pipeline.asking import who
 from pipeline.entries import ENTRY, LINK, OVERTAKEN, Entry, Head, Ledger, replay
 from pipeline.promotion_log import HEAD, PAGE, PromotionLog
 from pipeline.promotions import Promotion, Verdict, promote, rollback, rollback_op
-from pipeline.tracking import Backend
+from pipeline.tracking import Backend, pointed_at
 
 MODEL = "digits"
 
@@ -334,11 +333,8 @@ def test_a_promotion_is_one_version_with_all_that_was_decided_and_the_alias_name
 @pytest.fixture
 def pointed(where) -> Iterator[None]:
     """MLflow's own functions work on the log's database, for one test."""
-    mlflow.set_tracking_uri(where.uri)
-    mlflow.set_registry_uri(where.uri)
-    yield
-    mlflow.set_tracking_uri("")
-    mlflow.set_registry_uri("")
+    with pointed_at(where):
+        yield
 
 
 def test_every_name_of_the_champion_loads_the_artifact_of_the_candidate(where, pointed, tmp_path):

@@ -30,7 +30,7 @@ from pipeline.promote import GateRequest, promote_candidate
 from pipeline.promotions import PromotionLog, promote, rollback
 from pipeline.registry import load_registered
 from pipeline.shards import write_shards
-from pipeline.tracking import Backend
+from pipeline.tracking import Backend, pointed_at
 from tests.pipeline.desk import best_of, blobs, trained
 from tests.pipeline.promoters import FORKS, KnownCandidate, Person, Promoter, patiently, quality
 from tests.pipeline.promoters import run_promotion as run
@@ -348,16 +348,8 @@ def test_a_promoter_needs_only_edit_and_cannot_take_an_entry_away(team, tmp_path
 
 
 def download(person: Person, uri: str, folder: Path) -> Path:
-    import mlflow
-
-    where = person.sit_down()
-    mlflow.set_tracking_uri(where.uri)
-    mlflow.set_registry_uri(where.uri)
-    try:
+    with pointed_at(person.sit_down()):
         return Path(artifacts.download_artifacts(uri, dst_path=str(folder)))
-    finally:
-        mlflow.set_tracking_uri("")
-        mlflow.set_registry_uri("")
 
 
 def test_a_decision_is_recorded_with_its_page_and_its_digest(team):

@@ -28,7 +28,7 @@ from pipeline.pictures import grid_png
 from pipeline.registry import candidate_version, load_registered, register
 from pipeline.run import Run
 from pipeline.snapshot import TENSORS
-from pipeline.tracking import Backend, open_tracker
+from pipeline.tracking import Backend, open_tracker, pointed_at
 from tests.pipeline.desk import (
     ROOT,
     best_of,
@@ -136,7 +136,8 @@ def test_registering_again_and_a_lost_answer_leave_one_version_that_counts(shelf
     assert shelf.versions() == ["1"]
     # A client that loses the answer after the commit sends the call once more; so it looks then.
     first = shelf.client.get_model_version(shelf.model, "1")
-    shelf.client.create_model_version(shelf.model, first.source, tags=first.tags)
+    with pointed_at(shelf.where):
+        shelf.client.create_model_version(shelf.model, first.source, tags=first.tags)
     assert shelf.register() == registry.Registered(shelf.model, "1", known=True)
     assert shelf.versions() == ["1", "2"]
     assert shelf.aliases() == {"candidate": "1"}
