@@ -76,12 +76,11 @@ def pointed_at(where: Backend) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri("")
-        mlflow.set_registry_uri("")
+        mlflow.set_tracking_uri(before[names[0]] or "")
+        mlflow.set_registry_uri(before[names[1]] or "")
         for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+            if not value:
+                os.environ.pop(name, None)
 
 
 def backend(storage: str) -> Backend:
