@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pipeline.dataset import ShardSet
 from pipeline.experiment_file import experiment_from_dict
@@ -173,7 +174,12 @@ def trained(
         "cluster": {"storage": str(storage)},
     }
     run = Run.open(name, experiment_from_dict(values), shards)
-    assert play(run, shards).finished
+    threads = torch.get_num_threads()
+    torch.set_num_threads(run.experiment.cluster.cpus_per_worker)  # as a worker does
+    try:
+        assert play(run, shards).finished
+    finally:
+        torch.set_num_threads(threads)
     where = where or backend(str(storage))
     register(where, run, best_of(run), mlflow_run_id=open_tracker(where, run).run_id)
     return run
