@@ -175,6 +175,11 @@ class _Follower:
                 log.warning("MLflow took no metrics (%s); training goes on, they are kept", error)
             self._complained = True
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a tick of this command's, seen on the screen or not yet."""
+        return self.ticked or any(True for _ in self.run.journal(after=self._seen))
+
     def patience(self, since: float) -> float:
         """Says every few seconds that nothing has ticked yet; returns when it last did."""
         if self.ticked or time.monotonic() - since < PATIENCE_SEC:
@@ -221,7 +226,7 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
             started = follower.patience(started)
             over.wait(POLL_SEC)
         except KeyboardInterrupt:
-            if stopping or not follower.ticked:  # before the first tick there is nothing to save
+            if stopping or not follower.begun:  # before the first tick there is nothing to save
                 follower.tracker.finish("KILLED")
                 raise
             stopping = True

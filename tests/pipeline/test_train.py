@@ -117,7 +117,7 @@ def test_a_complete_run_is_not_trained_again_and_again_begins_another(desk):
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(desk, tmp_path):
     here = Desk(tmp_path)
     process = here.start("train", "stripes.toml")
-    here.wait_for_ticks(6, process)
+    here.wait_for_ticks(1, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=DEADLINE_SEC)
     assert process.returncode == 0, output
