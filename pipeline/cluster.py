@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune import PlacementGroupFactory
 
 from gan.config import ConfigError
 from pipeline.experiment import ClusterConfig
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 REACH_SEC = 3
 COLLECTIVE_TIMEOUT_SEC = 600
+LEADER_BYTES = 2**20  # a token: what it really takes is Ray's to see
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # no objects pass through Ray here
 # A Ray of our own reports to nobody, and its dozen side processes share the workers' cores.
 QUIET_RAY = {
@@ -117,7 +119,7 @@ def trainer(
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SEC),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
-            use_gpu=_gives_gpus(cluster),
+            use_gpu=gives_gpus(cluster),
             resources_per_worker={"CPU": cluster.cpus_per_worker},
         ),
         run_config=RunConfig(
@@ -139,7 +141,7 @@ def each_on_ray(
     """
     task = ray.remote(function).options(
         num_cpus=cluster.cpus_per_worker,
-        num_gpus=1 if _gives_gpus(cluster) else 0,
+        num_gpus=1 if gives_gpus(cluster) else 0,
         max_retries=cluster.max_failures,
     )
     waiting, running = list(reversed(jobs)), []
@@ -156,7 +158,7 @@ def each_on_ray(
             ray.cancel(left)
 
 
-def _gives_gpus(cluster: ClusterConfig) -> bool:
+def gives_gpus(cluster: ClusterConfig) -> bool:
     """Whether each worker gets a GPU. Raises ConfigError where they are asked for but missing."""
     device, workers = cluster.device, cluster.workers
     have = ray.cluster_resources()
@@ -171,6 +173,32 @@ def _gives_gpus(cluster: ClusterConfig) -> bool:
             [f"cluster.device = 'cuda' with {workers} workers needs as many GPUs, Ray has {gpus}"]
         )
     return device == "cuda" or (device == "auto" and gpus >= workers)
+
+
+def slots(cluster: ClusterConfig) -> int:
+    """How many trials of this cluster section Ray holds at once. Raises ConfigError for none."""
+    have = ray.cluster_resources()
+    count = int(have.get("CPU", 0)) // (cluster.workers * cluster.cpus_per_worker)
+    if gives_gpus(cluster):  # which says what is missing for a single one
+        count = min(count, int(have.get("GPU", 0)) // cluster.workers)
+    return count
+
+
+def trial_resources(cluster: ClusterConfig) -> PlacementGroupFactory:
+    """What Ray Tune sets aside for a trial.
+
+    One worker plays in the trial's own process. More are Ray Train's, which sets theirs aside; the
+    process that leads them must cost none of their CPUs, and Tune refuses one that costs nothing.
+    """
+    if cluster.workers > 1:
+        return PlacementGroupFactory([{"memory": LEADER_BYTES}])
+    gpus = {"GPU": 1} if gives_gpus(cluster) else {}
+    return PlacementGroupFactory([{"CPU": cluster.cpus_per_worker, **gpus}])
+
+
+def gpu_of_this_process() -> str:
+    """The device that Ray gave a task or an actor: "cuda" (the only one it sees), or "cpu"."""
+    return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
 def failure_reason(error: BaseException) -> str:

@@ -241,5 +241,6 @@ def _tags(run: Run, best: Best, logged: Logged) -> dict[str, str]:
         "forger.played": json.dumps(run.lineage.get("played", [])),
         "forger.judged": json.dumps(card.lineage["judged"]),
         "forger.packages": json.dumps(run.lineage["packages"]),
+        **trial_tags(run.lineage),
         **{name: f"{value:.6g}" for name, value in card.scores.items()},
     }

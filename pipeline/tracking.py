@@ -174,10 +174,13 @@ def run_url(where: Backend, experiment_id: str, run_id: str) -> str:
     return f"mlflow ui --backend-store-uri {where.uri}"
 
 
-def open_tracker(where: Backend, run: Run) -> Tracker:
-    """The run's end of MLflow. Raises ConfigError where MLflow refuses us, with its own words."""
+def open_tracker(where: Backend, run: Run, *, parent: str | None = None) -> Tracker:
+    """The run's end of MLflow, shown below the MLflow run `parent` where one is given.
+
+    Raises ConfigError where MLflow refuses us, with its own words.
+    """
     try:
-        return Tracker(where, run)
+        return Tracker(where, run, parent=parent)
     except ConfigError:
         raise
     except Exception as error:
@@ -189,8 +192,8 @@ def open_tracker(where: Backend, run: Run) -> Tracker:
 class Tracker:
     """One run's end of MLflow. One process a run has it: the driver."""
 
-    def __init__(self, where: Backend, run: Run):
-        self.where, self.run = where, run
+    def __init__(self, where: Backend, run: Run, *, parent: str | None = None):
+        self.where, self.run, self.parent = where, run, parent
         self.client = where.client()
         name = run.experiment.tracking.experiment or run.experiment.name
         self.experiment_id = experiment_called(self.client, name, artifacts=where.artifacts)
@@ -214,6 +217,8 @@ class Tracker:
             "forger.data_digest": self.run.data_digest,
             "forger.experiment_digest": self.run.experiment.digest,
             "forger.folder": self.run.storage.uri,
+            **({"mlflow.parentRunId": self.parent} if self.parent else {}),
+            **trial_tags(lineage),
             **({"mlflow.source.git.commit": lineage["commit"]} if lineage.get("commit") else {}),
             **{f"forger.package.{name}": v for name, v in lineage["packages"].items()},
         }
@@ -301,6 +306,18 @@ class Tracker:
     def url(self) -> str:
         """What to open in a browser, or the command that serves it."""
         return run_url(self.where, self.experiment_id, self.run_id)
+
+
+def trial_tags(lineage: dict[str, Any]) -> dict[str, str]:
+    """Which search a run is a trial of, and which one; nothing for other runs."""
+    search = lineage.get("search")
+    if search is None:
+        return {}
+    return {
+        "forger.search": search["name"],
+        "forger.search_id": search["id"],
+        "forger.trial": str(search["trial"]),
+    }
 
 
 def _step_of(file_name: str) -> int | None:

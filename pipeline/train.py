@@ -19,14 +19,14 @@ from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import check_address, connected, failure_reason, trainer
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
-from pipeline.extractors import absolute_name, absolute_weights, configured_extractor
+from pipeline.extractors import configured_extractor
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
 from pipeline.run import JournalLine, Run, free_name, now_ms
 from pipeline.shards import verify_shards
 from pipeline.storage import open_storage
 from pipeline.tracking import Backend, Tracker, backend, open_tracker
-from pipeline.worker import work
+from pipeline.worker import job_of, work
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
     """Runs the workers in a thread, so that this one can follow, and hear Ctrl-C."""
     fitting = trainer(
         work,
-        _job(run, shards),
+        job_of(run, shards),
         cluster=run.experiment.cluster,
         name=run.name,
         folder=str(run.storage.path(RAY_FOLDER)),
@@ -244,21 +244,3 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
         follower.tracker.finish("FAILED")
         raise ConfigError([ended["value"]["diverged"]])
     return Outcome(**ended["value"])
-
-
-def _job(run: Run, shards: ShardSet) -> dict[str, Any]:
-    """What a worker is told; names in it hold in any folder, because Ray runs it in one of its
-    own.
-    """
-    evaluate = run.experiment.evaluate
-    told = dataclasses.replace(
-        evaluate,
-        extractor=absolute_name(evaluate.extractor),
-        weights=absolute_weights(evaluate.weights),
-    )
-    return {
-        "run": run.storage.uri,
-        "experiment": dataclasses.replace(run.experiment, evaluate=told).to_dict(),
-        "shards": shards.uri,
-        "threads": run.experiment.cluster.cpus_per_worker,
-    }

@@ -1,0 +1,112 @@
+"""One trial in a process of Ray Tune: the same core as `forger train`, on one device here or on
+workers of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from pipeline.cluster import failure_reason, gpu_of_this_process, trainer  # before any other ray
+
+import torch  # isort: skip
+from ray import tune
+
+from gan.config import ConfigError
+from pipeline.dataset import open_shards
+from pipeline.ledger import Ledger, Trial
+from pipeline.run import Run
+from pipeline.storage import open_storage
+from pipeline.worker import job_of, played, work
+
+POLL_SEC = 0.5
+LOCK_SEC = 60  # how long a process that was replaced may take to die
+
+
+def play_trial(config: dict[str, Any], search: str) -> None:
+    """Tune's trainable: plays trial `config["number"]` of the search in the folder `search` from
+    its newest checkpoint to its end, or to the next tick after a stop request.
+
+    Tells Tune of each evaluation by its nimg; the scores are in the run's journal. A setting that
+    cannot work ends the trial with a reason; any other error is raised, and Tune tries again.
+    """
+    ledger = Ledger.at(open_storage(search))
+    trial = ledger.trial(config["number"])
+    run = ledger.run_of(trial)
+    with ExitStack() as held:
+        _hold(run, held)
+        ending = _followed(ledger, trial, run)
+    tune.report({"number": trial.number, "nimg": ending.pop("nimg", 0), **ending})
+
+
+def _followed(ledger: Ledger, trial: Trial, run: Run) -> dict[str, Any]:
+    """Plays in a thread, so that this one can tell Tune of evaluations without holding it up."""
+    ended: dict[str, Any] = {}
+    over = threading.Event()
+
+    def run_it() -> None:
+        try:
+            ended["value"] = _play(ledger, trial, run)
+        except BaseException as error:
+            ended["error"] = error
+        over.set()
+
+    seen = max((line.nimg for line in run.journal()), default=-1)
+    threading.Thread(target=run_it, name=f"trial-{trial.number}", daemon=True).start()
+    while True:
+        last = over.wait(POLL_SEC)
+        for line in run.journal(after=seen):
+            seen = line.nimg
+            if any(name.startswith("score/") for name in line.metrics):
+                tune.report({"number": trial.number, "nimg": line.nimg, "ending": ""})
+        if last:
+            break
+    if "error" in ended:
+        return _failed(ended["error"])
+    return _ending(trial, ended["value"])
+
+
+def _play(ledger: Ledger, trial: Trial, run: Run) -> dict[str, Any]:
+    cluster = run.experiment.cluster
+    shards = open_shards(run.experiment.data.shards)
+    job = job_of(run, shards, until_nimg=trial.until_nimg)
+    if cluster.workers == 1:
+        return played(job, device=gpu_of_this_process())
+    folder = str(ledger.storage.path("ray"))
+    nested = trainer(work, job, cluster=cluster, name=run.name, folder=folder).fit()
+    assert isinstance(nested.return_value, dict)
+    return nested.return_value
+
+
+def _ending(trial: Trial, value: dict[str, Any]) -> dict[str, Any]:
+    if "diverged" in value:
+        return {"ending": "diverged", "reason": value["diverged"]}
+    state = "complete" if value["nimg"] >= trial.until_nimg else "stopped"
+    return {"ending": state, "reason": "", "nimg": value["nimg"]}
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    """What trying again would not mend. Raises everything else, for Tune to try again."""
+    if isinstance(error, ConfigError):
+        return {"ending": "failed", "reason": "; ".join(error.mistakes)}
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        remedy = "lower turns.batch_size, or set turns.micro_batch"
+        return {"ending": "failed", "reason": f"out of memory ({error}); {remedy}"}
+    if hasattr(error, "worker_failures"):  # Ray Train had its own retries
+        return {"ending": "failed", "reason": failure_reason(error)}
+    raise error
+
+
+def _hold(run: Run, held: ExitStack) -> None:
+    """Takes the run's lock; a process that died in the last seconds may still have it."""
+    deadline = time.monotonic() + LOCK_SEC
+    while True:
+        try:
+            held.enter_context(run.locked())
+            return
+        except ConfigError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SEC)
