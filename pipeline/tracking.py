@@ -142,10 +142,13 @@ def track_evaluation(
     return run_url(where, experiment_id, run_id)
 
 
-def experiment_called(client: MlflowClient, name: str, *, artifacts: str | None) -> str:
+def experiment_called(
+    client: MlflowClient, name: str, *, artifacts: str | None,
+    remedy: str = "restore it, or set tracking.experiment",
+) -> str:  # fmt: skip
     """The id of MLflow's experiment of this name, made where it is missing.
 
-    Raises ConfigError where it was deleted.
+    Raises ConfigError, with the remedy, where it was deleted.
     """
     from mlflow.exceptions import MlflowException
 
@@ -159,7 +162,7 @@ def experiment_called(client: MlflowClient, name: str, *, artifacts: str | None)
                 raise
     if found.lifecycle_stage == "deleted":
         raise ConfigError(
-            [f"MLflow's experiment {name!r} was deleted; restore it, or set tracking.experiment"]
+            [f"MLflow's experiment {name!r} (id {found.experiment_id}) was deleted; {remedy}"]
         )
     return found.experiment_id
 
