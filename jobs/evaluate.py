@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.options import Progress, judging
+from jobs.options import Progress, images_option, judging
 
 if TYPE_CHECKING:
     from pipeline.evaluate import Evaluation
@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("evaluate")
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--images",
-    type=click.IntRange(100),
-    default=10_000,
-    show_default=True,
-    help="How many are forged and judged.",
-)
+@images_option("How many are forged and judged.")
 @judging
 @click.option("--output", metavar="DIR", help="Where table, pictures and page go.")
 @click.option("--track/--no-track", default=True, help="Record it in MLflow.  [default: track]")

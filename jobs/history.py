@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.options import storage_option
+
 if TYPE_CHECKING:
     from pipeline.entries import Entry, Ledger
 
@@ -19,12 +21,7 @@ HEADINGS = ("version", "when (UTC)", "what", "generator", "who", "outcome", "why
 @click.argument("model", metavar="MODEL")
 @click.option("--repair", is_flag=True, help="Let the alias follow the log again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
-    "--storage",
-    default="runs",
-    show_default=True,
-    help="Where the runs and the local registry are.",
-)
+@storage_option
 def command(model, repair, as_json, storage) -> None:
     """Show every promotion and rollback of MODEL, the newest first; the champion has a star.
 

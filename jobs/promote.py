@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.options import Progress, judging
+from jobs.options import Progress, images_option, judging
 
 if TYPE_CHECKING:
     from pipeline.promote import Decided
@@ -18,13 +18,7 @@ EXIT_CODES = {"promoted": 0, "in charge": 0, "rejected": 3, "unresolved": 4}
 
 @click.command("promote")
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--images",
-    type=click.IntRange(100),
-    default=10_000,
-    show_default=True,
-    help="Judged of each, to begin with.",
-)
+@images_option("Judged of each, to begin with.")
 @click.option(
     "--max-images",
     type=click.IntRange(100),
