@@ -31,11 +31,11 @@ def command(
     images; scores of another protocol are not comparable. Features of real images are kept below
     the storage, so that the next evaluation is faster; a killed one goes on where it was.
     """
+    from pipeline.backend import backend
     from pipeline.evaluate import evaluate
     from pipeline.experiment import ClusterConfig
     from pipeline.find import find_generator
     from pipeline.ground import ground_for
-    from pipeline.tracking import backend
 
     snapshot = find_generator(model, storage=storage)
     ground = ground_for(

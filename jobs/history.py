@@ -28,9 +28,9 @@ def command(model, repair, as_json, storage) -> None:
     MODEL is a model's name: digits, or models:/digits. Ends with exit code 1 where the alias
     `champion` does not name the log's champion, or entries of the log were deleted or edited.
     """
+    from pipeline.backend import backend
     from pipeline.entries import as_record
     from pipeline.promotions import PromotionLog
-    from pipeline.tracking import backend
 
     log = PromotionLog(backend(storage), model_name(model))
     drift = log.reconcile() if repair else log.drift()

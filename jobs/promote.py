@@ -49,11 +49,11 @@ def command(
     Exit code 0: promoted (or champion already); 3: rejected; 4: not resolvable with this many
     images; 2: it could not be judged. The champion is untouched by all but 0, unless --force.
     """
+    from pipeline.backend import backend
     from pipeline.contest import Counts
     from pipeline.experiment import ClusterConfig
     from pipeline.gate_rules import load_rules
     from pipeline.promote import GateRequest, promote_candidate
-    from pipeline.tracking import backend
 
     request = GateRequest(
         rules=load_rules(rules), counts=Counts(first=images, most=max(images, max_images)),

@@ -31,9 +31,9 @@ def command(model, to, reason, storage) -> None:
     """
     from gan.config import ConfigError
     from jobs.history import model_name
+    from pipeline.backend import backend
     from pipeline.promotions import PromotionLog, rollback, rollback_op, who
     from pipeline.registry import load_registered
-    from pipeline.tracking import backend
 
     where = backend(storage)
     log, actor = PromotionLog(where, model_name(model)), who()

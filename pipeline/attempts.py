@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.backend import Backend  # before MLflow: it sets MLflow's environment
+
+# isort: split
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag, ViewType
 
 from pipeline.asking import create_once, explained
-from pipeline.tracking import Backend, experiment_called
+from pipeline.tracking import experiment_called
 
 KIND, OP, MODEL, NUMBER = "forger.kind", "forger.op", "forger.model", "forger.attempt"
 GATE = "gate"

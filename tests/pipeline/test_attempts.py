@@ -17,8 +17,8 @@ from pipeline.attempts import (
     evidence_digest,
     finish_attempt,
 )
+from pipeline.backend import Backend
 from pipeline.entries import digest
-from pipeline.tracking import Backend
 
 
 @pytest.fixture(scope="module")

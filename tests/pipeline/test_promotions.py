@@ -16,10 +16,10 @@ from mlflow import MlflowClient, artifacts
 
 from gan.config import ConfigError
 from pipeline.asking import who
+from pipeline.backend import Backend, pointed_at
 from pipeline.entries import ENTRY, LINK, OVERTAKEN, Entry, Head, Ledger, replay
 from pipeline.promotion_log import HEAD, PAGE, PromotionLog
 from pipeline.promotions import Promotion, Verdict, promote, rollback, rollback_op
-from pipeline.tracking import Backend, pointed_at
 
 MODEL = "digits"
 
