@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.options import Progress, judging
+from jobs.options import Progress, images_option, judging
 
 if TYPE_CHECKING:
     from pipeline.evaluate import Evaluation
@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("evaluate")
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--images",
-    type=click.IntRange(100),
-    default=10_000,
-    show_default=True,
-    help="How many are forged and judged.",
-)
+@images_option("How many are forged and judged.")
 @judging
 @click.option("--output", metavar="DIR", help="Where table, pictures and page go.")
 @click.option("--track/--no-track", default=True, help="Record it in MLflow.  [default: track]")
@@ -37,11 +31,11 @@ def command(
     images; scores of another protocol are not comparable. Features of real images are kept below
     the storage, so that the next evaluation is faster; a killed one goes on where it was.
     """
+    from pipeline.backend import backend
     from pipeline.evaluate import evaluate
     from pipeline.experiment import ClusterConfig
     from pipeline.find import find_generator
     from pipeline.ground import ground_for
-    from pipeline.tracking import backend
 
     snapshot = find_generator(model, storage=storage)
     ground = ground_for(

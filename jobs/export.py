@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import click
 
+from jobs.options import storage_option
+
 
 @click.command("export")
 @click.argument("model", metavar="MODEL")
 @click.argument("destination", metavar="DEST.onnx")
-@click.option(
-    "--storage",
-    default="runs",
-    show_default=True,
-    help="Where the runs and the local registry are.",
-)
+@storage_option
 def command(model, destination, storage) -> None:
     """Write MODEL as ONNX, for serving without torch.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.options import storage_option
+
 if TYPE_CHECKING:
     from pipeline.entries import Entry, Ledger
 
@@ -19,21 +21,16 @@ HEADINGS = ("version", "when (UTC)", "what", "generator", "who", "outcome", "why
 @click.argument("model", metavar="MODEL")
 @click.option("--repair", is_flag=True, help="Let the alias follow the log again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
-    "--storage",
-    default="runs",
-    show_default=True,
-    help="Where the runs and the local registry are.",
-)
+@storage_option
 def command(model, repair, as_json, storage) -> None:
     """Show every promotion and rollback of MODEL, the newest first; the champion has a star.
 
     MODEL is a model's name: digits, or models:/digits. Ends with exit code 1 where the alias
     `champion` does not name the log's champion, or entries of the log were deleted or edited.
     """
+    from pipeline.backend import backend
     from pipeline.entries import as_record
     from pipeline.promotions import PromotionLog
-    from pipeline.tracking import backend
 
     log = PromotionLog(backend(storage), model_name(model))
     drift = log.reconcile() if repair else log.drift()

@@ -1,4 +1,4 @@
-"""What judging commands share: their options, and the bars that show how far they are."""
+"""What commands share: their options, and the bars that show how far they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ from typing import Any
 
 import click
 
-OPTIONS = (
+storage_option = click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    help="Where the runs and the local registry are.",
+)
+
+
+def images_option(
+    text: str, *, fewest: int = 100
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--images, from `fewest` on; `text` says what is done with them."""
+    return click.option(
+        "--images", type=click.IntRange(fewest), default=10_000, show_default=True, help=text
+    )
+
+
+JUDGING = (
     click.option(
         "--against", metavar="DATA", help="Prepared data; what MODEL was trained on, if left out."
     ),
@@ -28,18 +45,13 @@ OPTIONS = (
         show_default=True,
         help="On Ray, where there is more than one or RAY_ADDRESS is set.",
     ),
-    click.option(
-        "--storage",
-        default="runs",
-        show_default=True,
-        help="Where the runs and the local registry are.",
-    ),
+    storage_option,
 )
 
 
 def judging(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds them to a command, in their order."""
-    for option in reversed(OPTIONS):
+    """Adds the options of judging to a command, in their order."""
+    for option in reversed(JUDGING):
         command = option(command)
     return command
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.options import Progress, judging
+from jobs.options import Progress, images_option, judging
 
 if TYPE_CHECKING:
     from pipeline.promote import Decided
@@ -18,13 +18,7 @@ EXIT_CODES = {"promoted": 0, "in charge": 0, "rejected": 3, "unresolved": 4}
 
 @click.command("promote")
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--images",
-    type=click.IntRange(100),
-    default=10_000,
-    show_default=True,
-    help="Judged of each, to begin with.",
-)
+@images_option("Judged of each, to begin with.")
 @click.option(
     "--max-images",
     type=click.IntRange(100),
@@ -55,11 +49,11 @@ def command(
     Exit code 0: promoted (or champion already); 3: rejected; 4: not resolvable with this many
     images; 2: it could not be judged. The champion is untouched by all but 0, unless --force.
     """
+    from pipeline.backend import backend
     from pipeline.contest import Counts
     from pipeline.experiment import ClusterConfig
     from pipeline.gate_rules import load_rules
     from pipeline.promote import GateRequest, promote_candidate
-    from pipeline.tracking import backend
 
     request = GateRequest(
         rules=load_rules(rules), counts=Counts(first=images, most=max(images, max_images)),

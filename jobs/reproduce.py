@@ -6,23 +6,14 @@ import sys
 
 import click
 
+from jobs.options import Progress, images_option, storage_option
+
 
 @click.command("reproduce")
 @click.argument("model", metavar="MODEL")
 @click.option("--data", metavar="DATA", help="The prepared data, where it lies elsewhere now.")
-@click.option(
-    "--storage",
-    default="runs",
-    show_default=True,
-    help="Where the runs and the local registry are.",
-)
-@click.option(
-    "--images",
-    type=click.IntRange(2),
-    default=10_000,
-    show_default=True,
-    help="Judged where the bits differ.",
-)
+@storage_option
+@images_option("Judged where the bits differ.", fewest=2)
 def command(model, data, storage, images) -> None:
     """Train MODEL again as its version says, and compare the weights bit for bit.
 
@@ -34,7 +25,6 @@ def command(model, data, storage, images) -> None:
     from pathlib import Path
 
     from gan.config import ConfigError
-    from jobs.options import Progress
     from jobs.train import Screen
     from pipeline.find import find_generator
     from pipeline.reproduce import experiment_of, held_against, reproduce

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.options import storage_option
+
 if TYPE_CHECKING:
     from pipeline.entries import Entry
 
@@ -19,12 +21,7 @@ if TYPE_CHECKING:
     help="Of MODEL; the generator before the present one, where left out.",
 )
 @click.option("--reason", required=True, help="Why; it is recorded.")
-@click.option(
-    "--storage",
-    default="runs",
-    show_default=True,
-    help="Where the runs and the local registry are.",
-)
+@storage_option
 def command(model, to, reason, storage) -> None:
     """Put an older champion of MODEL back in charge, in one move.
 
@@ -34,9 +31,9 @@ def command(model, to, reason, storage) -> None:
     """
     from gan.config import ConfigError
     from jobs.history import model_name
+    from pipeline.backend import backend
     from pipeline.promotions import PromotionLog, rollback, rollback_op, who
     from pipeline.registry import load_registered
-    from pipeline.tracking import backend
 
     where = backend(storage)
     log, actor = PromotionLog(where, model_name(model)), who()

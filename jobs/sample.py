@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from jobs.options import storage_option
+
 
 @click.command("sample")
 @click.argument("model", metavar="MODEL")
@@ -28,12 +30,7 @@ import click
 @click.option(
     "--columns", type=click.IntRange(1), help="Of the grid; about square where left out."
 )
-@click.option(
-    "--storage",
-    default="runs",
-    show_default=True,
-    help="Where the runs and the local registry are.",
-)
+@storage_option
 @click.option("-o", "--output", type=click.Path(), default="grid.png", show_default=True)
 def command(model, num_images, seed, label, truncation, columns, storage, output) -> None:
     """Draw images from MODEL into one PNG.

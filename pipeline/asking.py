@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from pipeline.backend import Backend  # before MLflow: it sets MLflow's environment
+
+# isort: split
 from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError
-from pipeline.tracking import Backend
 
 log = logging.getLogger(__name__)
 

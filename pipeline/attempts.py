@@ -15,18 +15,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.backend import Backend  # before MLflow: it sets MLflow's environment
+
+# isort: split
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
 
-from gan.config import ConfigError
 from pipeline.asking import create_once, explained
-from pipeline.tracking import Backend
+from pipeline.tracking import experiment_called
 
 KIND, OP, MODEL, NUMBER = "forger.kind", "forger.op", "forger.model", "forger.attempt"
 GATE = "gate"
 PAGE = 1000
 MAX_REASON = 1000  # characters
+RESTORE = "restore it (mlflow experiments restore), because attempts are counted in it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,14 @@ def begin_attempt(
     """Counts an attempt to promote into `model` and opens its MLflow run in NAME-gate.
 
     The same op is the same attempt: begun again after a crash it keeps its run and its number.
-    Raises ConfigError where MLflow refuses.
+    Raises ConfigError where MLflow refuses, or where NAME-gate was deleted.
     """
     client = MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
     right = f"EDIT on the experiment '{model}-{GATE}'"
     with explained(where, f"record an attempt to promote into {model!r}", right=right):
-        experiment = _experiment(client, where, f"{model}-{GATE}")
+        experiment = experiment_called(
+            client, f"{model}-{GATE}", artifacts=where.artifacts, remedy=RESTORE
+        )
         marks = {**tags, KIND: GATE, OP: op, MODEL: model}
         run = create_once(
             lambda: _find(client, experiment, op),
@@ -117,25 +121,6 @@ def decision_record(decision: Mapping[str, Any]) -> str:
 def evidence_digest(decision: Mapping[str, Any]) -> str:
     """sha256 of decision.json, as the promotion log keeps it."""
     return hashlib.sha256(decision_record(decision).encode()).hexdigest()
-
-
-def _experiment(client: MlflowClient, where: Backend, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.create_experiment(name, artifact_location=where.artifacts)
-        except MlflowException as error:
-            found = client.get_experiment_by_name(name)
-            if found is None:  # nobody else was faster
-                raise error
-    if found.lifecycle_stage == "deleted":
-        raise ConfigError(
-            [
-                f"MLflow's experiment {name!r} was deleted, and with it the count of attempts; "
-                f"restore it: mlflow experiments restore --experiment-id {found.experiment_id}"
-            ]
-        )
-    return found.experiment_id
 
 
 def _find(client: MlflowClient, experiment_id: str, op: str) -> Run | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.backend import Backend
 from pipeline.evidence import judge
 from pipeline.experiment import ClusterConfig
 from pipeline.extraction import extract, forgeries, forget
@@ -19,7 +20,7 @@ from pipeline.protocol import Protocol, metric_name
 from pipeline.shown import class_table, forged_grid, measure_table, neighbour_pictures
 from pipeline.snapshot import Snapshot
 from pipeline.storage import open_storage
-from pipeline.tracking import Backend, track_evaluation
+from pipeline.tracking import track_evaluation
 
 STREAM = "judge"  # of latents and labels; no run, no search and no gate draws from it
 SEED = 0  # the same for every generator, so that scores of one protocol differ by it alone

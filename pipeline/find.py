@@ -16,8 +16,8 @@ def find_generator(name: str, *, storage: str) -> Snapshot:
     Raises ConfigError where there is none.
     """
     if name.startswith("models:/"):
+        from pipeline.backend import backend
         from pipeline.registry import load_registered
-        from pipeline.tracking import backend
 
         return load_registered(backend(storage), name)
     for path in (Path(name), Path(storage) / name):

@@ -6,6 +6,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.backend import Backend, pointed_at  # before MLflow: it sets MLflow's environment
+
+# isort: split
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
@@ -15,7 +18,6 @@ from pipeline.fresh import REQUESTS, expected_pixels, fresh_process
 from pipeline.manifest import MANIFEST, check_listing, listing, sha256_of
 from pipeline.run import Best, Run
 from pipeline.snapshot import read_snapshot
-from pipeline.tracking import Backend, pointed_at
 
 SERVED = "served.py"
 GENERATOR = "generator"  # the artifact's folder inside the model

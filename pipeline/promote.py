@@ -10,6 +10,7 @@ from typing import Any
 
 from gan.config import ConfigError
 from pipeline.attempts import Attempt, begin_attempt, fail_attempt, finish_attempt
+from pipeline.backend import Backend
 from pipeline.contest import Contest, Counts, hold, record
 from pipeline.decision_page import decision_page
 from pipeline.entries import Entry
@@ -20,7 +21,7 @@ from pipeline.hands import hands
 from pipeline.promotions import Drift, Promotion, PromotionLog, Verdict, promote, who
 from pipeline.registry import CANDIDATES, Candidate, candidate_version, load_registered
 from pipeline.snapshot import Snapshot
-from pipeline.tracking import Backend, experiment_called, run_url
+from pipeline.tracking import experiment_called, run_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
+from pipeline.backend import Backend, pointed_at  # before MLflow: it sets MLflow's environment
+
+# isort: split
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
@@ -26,7 +29,6 @@ from mlflow.exceptions import MlflowException
 from gan.config import ConfigError, check
 from pipeline.asking import create_once, explained
 from pipeline.entries import OVERTAKEN, OWN, Entry, Head, Ledger, replay
-from pipeline.tracking import Backend, pointed_at
 
 log = logging.getLogger(__name__)
 

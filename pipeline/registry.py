@@ -13,6 +13,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.backend import Backend, pointed_at  # before MLflow: it sets MLflow's environment
+
+# isort: split
 from mlflow import MlflowClient, artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -24,7 +27,7 @@ from pipeline.manifest import MANIFEST, check_files, check_listing, listing, sha
 from pipeline.run import Best, Run
 from pipeline.snapshot import Snapshot, read_snapshot
 from pipeline.storage import Folder
-from pipeline.tracking import Backend, pointed_at
+from pipeline.tracking import trial_tags
 
 CANDIDATE = "candidate"
 CANDIDATES = "-candidates"

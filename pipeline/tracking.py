@@ -11,113 +11,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from gan.config import ConfigError
+from pipeline.backend import Backend
 from pipeline.experiment_file import experiment_toml
 from pipeline.run import JournalLine, Run, now_ms
-from pipeline.storage import Folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
-logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every migration it makes
-logging.getLogger("alembic").setLevel(logging.WARNING)
 
-# Before mlflow is imported: its own defaults keep a caller waiting 247 s for a dead server.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-REACH_SEC = 5
 SHIPPED = "shipped.json"
 PICTURES = "samples"
 MAX_PARAM = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """Where MLflow is: a server's address, or a database beside the runs."""
-
-    uri: str
-    artifacts: str | None  # None where the server decides
-
-    def client(self) -> MlflowClient:
-        """A client of its tracking and its registry."""
-        from mlflow import MlflowClient
-
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-
-
-@contextmanager
-def pointed_at(where: Backend) -> Iterator[None]:
-    """MLflow's own functions look here within the block; they can be told in no other way.
-
-    MLflow remembers it in an environment variable, which would send all that comes later in this
-    process, and its children, to the same place.
-    """
-    import mlflow
-
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = {name: os.environ.get(name) for name in names}
-    mlflow.set_tracking_uri(where.uri)
-    mlflow.set_registry_uri(where.uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before[names[0]] or "")
-        mlflow.set_registry_uri(before[names[1]] or "")
-        for name, value in before.items():
-            if not value:
-                os.environ.pop(name, None)
-
-
-def backend(storage: str) -> Backend:
-    """MLFLOW_TRACKING_URI, or a SQLite file and a folder of artifacts below `storage`.
-
-    Raises ConfigError where a server is named that does not answer.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri:
-        root = Folder(storage).root
-        root.mkdir(parents=True, exist_ok=True)
-        return Backend(f"sqlite:///{root / 'mlflow.db'}", (root / "mlartifacts").as_uri())
-    if urlsplit(uri).scheme in ("http", "https"):
-        _reach(uri)
-    elif not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
-        raise ConfigError(
-            [
-                f"MLFLOW_TRACKING_URI must be http(s)://... or a database such as sqlite:///..., "
-                f"got {uri!r}"
-            ]
-        )
-    local = uri.startswith("sqlite:///")
-    return Backend(uri, (Folder(storage).root / "mlartifacts").as_uri() if local else None)
-
-
-def _reach(uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SEC):
-            return
-    except urllib.error.HTTPError:
-        return  # something answers; what it thinks of us is said by the first real call
-    except (TimeoutError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ConfigError(
-            [f"MLFLOW_TRACKING_URI = {uri!r} does not answer within {REACH_SEC} s ({reason}); "
-             f"start the server, or unset the variable to track into a local file"]
-        ) from None  # fmt: skip
 
 
 def track_evaluation(
@@ -142,10 +51,13 @@ def track_evaluation(
     return run_url(where, experiment_id, run_id)
 
 
-def experiment_called(client: MlflowClient, name: str, *, artifacts: str | None) -> str:
+def experiment_called(
+    client: MlflowClient, name: str, *, artifacts: str | None,
+    remedy: str = "restore it, or set tracking.experiment",
+) -> str:  # fmt: skip
     """The id of MLflow's experiment of this name, made where it is missing.
 
-    Raises ConfigError where it was deleted.
+    Raises ConfigError, with the remedy, where it was deleted.
     """
     from mlflow.exceptions import MlflowException
 
@@ -159,7 +71,7 @@ def experiment_called(client: MlflowClient, name: str, *, artifacts: str | None)
                 raise
     if found.lifecycle_stage == "deleted":
         raise ConfigError(
-            [f"MLflow's experiment {name!r} was deleted; restore it, or set tracking.experiment"]
+            [f"MLflow's experiment {name!r} (id {found.experiment_id}) was deleted; {remedy}"]
         )
     return found.experiment_id
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gan.config import ConfigError, check_sample
+from pipeline.backend import Backend, backend
 from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import check_address, connected, failure_reason, trainer
 from pipeline.dataset import ShardSet, open_shards
@@ -25,7 +26,7 @@ from pipeline.registry import Registered, register
 from pipeline.run import JournalLine, Run, free_name, now_ms
 from pipeline.shards import verify_shards
 from pipeline.storage import open_storage
-from pipeline.tracking import Backend, Tracker, backend, open_tracker
+from pipeline.tracking import Tracker, open_tracker
 from pipeline.worker import job_of, work
 
 log = logging.getLogger(__name__)

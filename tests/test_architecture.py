@@ -15,6 +15,7 @@ RINGS = {"gan": 0, "pipeline": 1, "jobs": 2}
 DOORS = {  # vendor: the only modules that may import it
     "ray": {"pipeline.cluster", "pipeline.worker"},
     "mlflow": {
+        "pipeline.backend",
         "pipeline.tracking",
         "pipeline.registry",
         "pipeline.logged",
@@ -161,3 +162,28 @@ import pipeline.train
         check=True,
     )
     assert done.stdout.split() == ["0.5", "0"]
+
+
+@pytest.mark.parametrize("module", sorted(DOORS["mlflow"] - {"pipeline.served", "pipeline.proof"}))
+def test_mlflows_environment_is_set_before_mlflow_whichever_of_its_doors_opens_first(module):
+    """MLflow begins its telemetry as it is imported. What serves a model is in others' hands."""
+    program = f"""
+import os, sys
+
+class Witness:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlflow":
+            print(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT"),
+                  os.environ.get("MLFLOW_DISABLE_TELEMETRY"), flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, Witness())
+import {module}
+import mlflow
+"""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=clean, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["15", "true"]

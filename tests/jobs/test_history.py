@@ -14,12 +14,13 @@ from mlflow import MlflowClient
 from gan.config import ConfigError
 from jobs.history import command as history
 from jobs.rollback import command as rollback
+from pipeline.backend import Backend, pointed_at
 from pipeline.entries import Entry
 from pipeline.play import play
 from pipeline.promotions import PromotionLog, Verdict, promote
 from pipeline.registry import candidate_version, load_registered, register
 from pipeline.run import Run
-from pipeline.tracking import Backend, open_tracker, pointed_at
+from pipeline.tracking import open_tracker
 from tests.pipeline.desk import best_of, small_run
 
 pytestmark = pytest.mark.slow

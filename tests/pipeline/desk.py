@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.backend import Backend, backend
 from pipeline.dataset import ShardSet
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.play import play
@@ -19,7 +20,7 @@ from pipeline.registry import register
 from pipeline.run import Best, Run
 from pipeline.shards import write_shards
 from pipeline.storage import Folder
-from pipeline.tracking import Backend, backend, open_tracker
+from pipeline.tracking import open_tracker
 from tests.conftest import striped_images
 
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,9 @@ from multiprocessing.synchronize import Barrier
 from typing import TypeVar
 
 from gan.config import ConfigError
+from pipeline.backend import Backend
 from pipeline.entries import Entry
 from pipeline.promotions import Promotion, PromotionLog, Verdict, promote
-from pipeline.tracking import Backend
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.pipeline.promoters"])

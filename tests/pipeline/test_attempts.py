@@ -17,8 +17,8 @@ from pipeline.attempts import (
     evidence_digest,
     finish_attempt,
 )
+from pipeline.backend import Backend
 from pipeline.entries import digest
-from pipeline.tracking import Backend
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,19 @@ def test_deleting_runs_gives_no_attempt_back(where):
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(ConfigError, match="mlflow experiments restore"):
         begun(where, "thrifty", "v")
+
+
+def test_a_deleted_experiment_of_attempts_is_named_and_not_counted_anew(where):
+    begun(where, "lost", "x")
+    client = client_of(where)
+    experiment = client.get_experiment_by_name("lost-gate")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    said = rf"'lost-gate' \(id {experiment.experiment_id}\) was deleted; restore it"
+    with pytest.raises(ConfigError, match=said):
+        begun(where, "lost", "y")
+    client.restore_experiment(experiment.experiment_id)
+    assert begun(where, "lost", "y").number == 2
 
 
 def test_a_run_that_was_doubled_by_a_lost_answer_counts_once(where):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gan.config import ConfigError
+from pipeline.backend import backend
 from pipeline.contest import Counts
 from pipeline.experiment import ClusterConfig
 from pipeline.gate import GateRules
@@ -17,7 +18,6 @@ from pipeline.promote import GateRequest, promote_candidate
 from pipeline.promotions import PromotionLog
 from pipeline.registry import load_registered
 from pipeline.shards import write_shards
-from pipeline.tracking import backend
 from tests.pipeline.desk import Desk, blobs, trained
 
 pytestmark = pytest.mark.slow

@@ -22,6 +22,7 @@ from mlflow.server.auth.client import AuthServiceClient
 
 from gan.config import ConfigError
 from pipeline.attempts import begin_attempt, evidence_digest, finish_attempt
+from pipeline.backend import Backend, pointed_at
 from pipeline.contest import Counts
 from pipeline.entries import Ledger
 from pipeline.experiment import ClusterConfig
@@ -30,7 +31,6 @@ from pipeline.promote import GateRequest, promote_candidate
 from pipeline.promotions import PromotionLog, promote, rollback
 from pipeline.registry import load_registered
 from pipeline.shards import write_shards
-from pipeline.tracking import Backend, pointed_at
 from tests.pipeline.desk import best_of, blobs, trained
 from tests.pipeline.promoters import FORKS, KnownCandidate, Person, Promoter, patiently, quality
 from tests.pipeline.promoters import run_promotion as run

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 
 from gan.config import ConfigError
 from pipeline import logged, registry
+from pipeline.backend import Backend, pointed_at
 from pipeline.bundle import flat_file
 from pipeline.fresh import NotProvedError
 from pipeline.logged import RegistrationError
@@ -28,7 +29,7 @@ from pipeline.pictures import grid_png
 from pipeline.registry import candidate_version, load_registered, register
 from pipeline.run import Run
 from pipeline.snapshot import TENSORS
-from pipeline.tracking import Backend, open_tracker, pointed_at
+from pipeline.tracking import open_tracker
 from tests.pipeline.desk import (
     ROOT,
     best_of,
