@@ -7,7 +7,6 @@ that a course which is taken up again goes on where it was.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pipeline.branch import branch
 from pipeline.checkpoint import newest_nimg
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
-from pipeline.ledger import ENDED, Ledger, Reading, State, Trial
+from pipeline.ledger import Ledger, State, Trial
 from pipeline.population import Member, Move, initial_population, next_generation
 from pipeline.run import Run
 from pipeline.space import Space
@@ -113,8 +112,8 @@ class Course:
             self.ledger.catch_up(trial)
             if trial.state == "running" and not trial.reason:
                 curves = {t.number: t.readings for t in self.trials if t.state != "failed"}
-                lost = frozenset(t.number for t in self.trials if t.state == "diverged")
-                reason = self.rule.verdict(number, curves, lost)
+                lost = {t.number for t in self.trials if t.state == "diverged"}
+                reason = self.rule.verdict(number, curves, diverged=lost)
                 if reason is not None:
                     trial.reason = reason
                     self.ledger.run_of(trial).request_stop()
