@@ -42,9 +42,10 @@ def command(experiment, overrides, dry_run, again) -> None:
     click.echo(f"{loaded.experiment.name}: loading torch, ray and mlflow")
     from pipeline.train import TrainingError, train
 
+    single = loaded.experiment.replace("search", None)  # its [search] is for `forger search`
     screen = Screen(loaded.experiment.turns.total_kimg)
     try:
-        trained = train(loaded.experiment, screen.watcher(), again=again)
+        trained = train(single, screen.watcher(), again=again)
     except TrainingError as error:
         raise click.ClickException(
             f"{error}\nthe same command goes on from the last checkpoint"
