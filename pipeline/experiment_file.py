@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
 import re
 import tomllib
@@ -16,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from gan.config import ConfigError, Schedule
+from gan.config import ConfigError, Schedule, Steps
 from pipeline.experiment import Experiment, leaves
 
 PLACEHOLDERS = {"name": "unnamed", "data.shards": "unknown"}  # while other mistakes are looked for
@@ -151,10 +152,10 @@ def _validated(
         except ValidationError as error:
             found = _readable(error, values)
             fresh = [(key, text) for key, text in found if key not in bad]
+            dropped = {key for key in bad if key}
             for key, text in fresh:
-                if not any(
-                    old in text for old in bad if old
-                ):  # a rule that looks at a dropped value
+                # A rule that looks at a dropped value is not broken by the file.
+                if not any(old in text for old in dropped):
                     said.append(_placed(key, text, sources))
                 bad.add(key)
                 _drop(values, key)
@@ -189,12 +190,16 @@ def _drop_unknown(
 def _readable(error: ValidationError, values: dict[str, Any]) -> list[tuple[str, str]]:
     """(key, message) of each mistake, in the words of the file."""
     found: dict[str, tuple[str, str]] = {}
+    tables: dict[str, list[tuple[str, str]]] = {}
     settings = _settings()
     for detail in error.errors():
         loc = [str(part) for part in detail["loc"]]
         broken = detail.get("ctx", {}).get("error")
         if isinstance(broken, ConfigError):
-            section = ".".join(part for part in loc if part not in ("Schedule",))
+            section = ".".join(part for part in loc if part not in ("Schedule", "Steps"))
+            if section in settings:  # a table in place of a number: wrong as a whole
+                tables[section] = [(section, f"{section}.{text}") for text in broken.mistakes]
+                continue
             for mistake in broken.mistakes:
                 field_name = re.match(r"[\w.]+", mistake)
                 name = field_name.group() if field_name else ""
@@ -212,7 +217,9 @@ def _readable(error: ValidationError, values: dict[str, Any]) -> list[tuple[str,
             found.setdefault(
                 key, (key, f"{key} must be {_expected(settings.get(key))}, got {got!r}")
             )
-    return list(found.values())
+    # That such a table is no number either goes without saying.
+    rest = [mistake for mistake in found.values() if mistake[0] not in tables]
+    return [*itertools.chain.from_iterable(tables.values()), *rest]
 
 
 def _get(values: Any, key: str) -> Any:
@@ -234,6 +241,8 @@ def _expected(hint: Any) -> str:
         return words[hint]
     if hint is Schedule:
         return "a schedule such as { start = 2e-4, end = 5e-5 }"
+    if hint is Steps:
+        return "steps such as { at_kimg = [0, 50], values = [2, 1] }"
     options = get_args(hint)
     if options and all(isinstance(option, str) for option in options):
         return "one of " + ", ".join(f"'{option}'" for option in options)
