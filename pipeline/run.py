@@ -103,7 +103,7 @@ class Run:
         storage = open_storage(f"{experiment.cluster.storage}/{name}")
         if storage.exists(RECORD):
             run = cls.at(storage)
-            _refuse_changes(run, experiment, shards)
+            refuse_changes(run, experiment, shards)
             run.experiment = experiment
             return run
         run = cls(
@@ -114,10 +114,11 @@ class Run:
             data_digest=shards.digest,
             lineage=code_and_packages(),
         )
-        run._write_record()
+        run.publish()
         return run
 
-    def _write_record(self) -> None:
+    def publish(self) -> None:
+        """Writes the record that makes the folder a run."""
         record = {
             "schema": 1,
             "name": self.name,
@@ -222,15 +223,16 @@ class JournalWriter:
         self._lines: list[str] = []
         self._segment = ""
 
-    def add(self, line: JournalLine) -> None:
-        """Publishes one more tick."""
-        if line.nimg <= self._last:
+    def add(self, *lines: JournalLine) -> None:
+        """Publishes more ticks, given in order."""
+        fresh = [line for line in lines if line.nimg > self._last]
+        if not fresh:
             return
         if not self._lines:
-            self._segment = f"{JOURNAL}/{line.nimg:012d}.jsonl"
-        self._lines.append(json.dumps(asdict(line)))
+            self._segment = f"{JOURNAL}/{fresh[0].nimg:012d}.jsonl"
+        self._lines += [json.dumps(asdict(line)) for line in fresh]
         self._run.storage.write(self._segment, ("\n".join(self._lines) + "\n").encode())
-        self._last = line.nimg
+        self._last = fresh[-1].nimg
 
     def roll(self) -> None:
         """Begins a new segment, so that segments stay short."""
@@ -255,21 +257,30 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _refuse_changes(run: Run, experiment: Experiment, shards: ShardSet) -> None:
+def refuse_changes(run: Run, experiment: Experiment, shards: ShardSet) -> None:
+    """Raises one ConfigError naming every setting that the weights depend on and that differs from
+    the run's, and other data.
+    """
     old, new = run.experiment.identity, experiment.identity
     mistakes = [
         f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-    if run.data_digest != shards.digest:
-        mistakes.append(
-            f"the data at {shards.uri} has digest {shards.digest[:12]}, "
-            f"the run was begun on {run.data_digest[:12]}"
-        )
+    mistakes += changes_of_data(run, shards)
     if mistakes:
         mistakes.append(
             f"to start over beside the old run, give it another name: name={run.name}-changed; "
             f"the old one is in {run.storage.uri}"
         )
         raise ConfigError(mistakes)
+
+
+def changes_of_data(run: Run, shards: ShardSet) -> list[str]:
+    """The mistake of giving a run other data than it was begun on, if it is made."""
+    if run.data_digest == shards.digest:
+        return []
+    return [
+        f"the data at {shards.uri} has digest {shards.digest[:12]}, "
+        f"the run was begun on {run.data_digest[:12]}"
+    ]

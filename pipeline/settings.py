@@ -60,6 +60,8 @@ def expected(hint: Any) -> str:
         return words[hint]
     if hint is Schedule:
         return "a schedule such as { start = 2e-4, end = 5e-5 }"
+    if hint is Steps:
+        return "steps such as { at_kimg = [0, 50], values = [2, 1] }"
     options = get_args(hint)
     if get_origin(hint) is tuple:
         return f"a list, each {expected(options[0])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -95,12 +96,16 @@ def _drop_unknown(
 def _readable(error: ValidationError, values: dict[str, Any]) -> list[tuple[str, str]]:
     """(key, message) of each mistake, in the words of the file."""
     found: dict[str, tuple[str, str]] = {}
+    tables: dict[str, list[tuple[str, str]]] = {}
     known = settings()
     for detail in error.errors():
         loc = [str(part) for part in detail["loc"]]
         broken = detail.get("ctx", {}).get("error")
         if isinstance(broken, ConfigError):
             section = ".".join(part for part in loc if not part[:1].isupper())  # no class names
+            if section in known:  # a table in place of a number: wrong as a whole
+                tables[section] = [(section, f"{section}.{text}") for text in broken.mistakes]
+                continue
             for mistake in broken.mistakes:
                 field_name = re.match(r"[\w.]+", mistake)
                 name = field_name.group() if field_name else ""
@@ -116,4 +121,6 @@ def _readable(error: ValidationError, values: dict[str, Any]) -> list[tuple[str,
         else:
             got = get(values, key)
             found.setdefault(key, (key, f"{key} must be {expected(known.get(key))}, got {got!r}"))
-    return list(found.values())
+    # That such a table is no number either goes without saying.
+    rest = [mistake for mistake in found.values() if mistake[0] not in tables]
+    return [*itertools.chain.from_iterable(tables.values()), *rest]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gan.config import ConfigError, Schedule, value_at
+from gan.config import ConfigError, Schedule, Steps, value_at
 from pipeline.experiment_file import experiment_from_dict, experiment_toml, load_experiment
 
 MINIMAL = 'name = "tiny"\n[data]\nshards = "data/tiny"\n'
@@ -150,3 +152,94 @@ def test_schedules_go_from_start_to_end_and_stay(shape, middle):
     assert at == pytest.approx([1.0, middle, 0.5, 0.5])
     quarter = value_at(Schedule(shape="cosine", start=1.0, end=0.0), 250, total_nimg=1000)
     assert quarter == pytest.approx((1 + 2**-0.5) / 2)
+
+
+STEPS = Steps(at_kimg=(0, 10.048, 20), values=(2e-3, 1.6e-3, 0.1 + 0.2))
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=8, unique=True))
+def test_steps_change_at_the_very_image_whatever_kimg_rounds_to(begins):
+    begins = [0, *sorted(begins)]
+    steps = Steps(at_kimg=tuple(nimg / 1000 for nimg in begins), values=tuple(range(len(begins))))
+    for number, nimg in enumerate(begins):
+        assert value_at(steps, nimg, total_nimg=1) == number
+        if nimg:
+            assert value_at(steps, nimg - 1, total_nimg=1) == number - 1
+    assert value_at(steps, 10**12, total_nimg=1) == len(begins) - 1
+
+
+def test_steps_survive_the_file_to_the_last_bit(write):
+    experiment = load_experiment(write(MINIMAL)).experiment
+    for key in ("generator.lr", "discriminator.lr", "objective.r1_gamma", "objective.r2_gamma",
+                "ema.half_life_kimg"):  # fmt: skip
+        experiment = experiment.replace(key, STEPS)
+    experiment = experiment.replace("turns.d_steps", Steps(at_kimg=(0, 3), values=(1, 2)))
+    again = load_experiment(write(experiment_toml(experiment), "again.toml")).experiment
+    assert again == experiment
+    assert again.digest == experiment.digest
+    assert experiment_from_dict(experiment.to_dict()) == experiment
+    assert experiment.flat()["generator.lr.at_kimg"] == (0.0, 10.048, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "generator.lr={at_kimg=[1, 0.5], values=[1e-3]}",
+            [
+                "generator.lr.at_kimg must begin with 0, got [1.0, 0.5]",
+                "generator.lr.at_kimg must be finite and increase, got [1.0, 0.5]",
+                "generator.lr.values must be as many as at_kimg, got 1 for 2",
+            ],
+        ),
+        (
+            "generator.lr={at_kimg=[], values=[]}",
+            ["generator.lr.at_kimg must begin with 0, got []"],
+        ),
+        (
+            "discriminator.lr={at_kimg=[0, inf], values=[1e-3, nan]}",
+            [
+                "discriminator.lr.at_kimg must be finite and increase, got [0.0, inf]",
+                "discriminator.lr.values must be finite, got [0.001, nan]",
+            ],
+        ),
+        (
+            "generator.lr={at_kimg=[0, 2], values=[1e-3, 0]}",
+            ["generator.lr must be > 0 and finite, got 0.001, 0.0"],
+        ),
+        (
+            "objective.r1_gamma={at_kimg=[0, 2], values=[1, -1]}",
+            ["objective.r1_gamma must be >= 0 and finite, got 1.0, -1.0"],
+        ),
+        (
+            "turns.d_steps={at_kimg=[0, 2], values=[1, 1.5]}",
+            ["turns.d_steps must be >= 1 and whole, got 1.0, 1.5"],
+        ),
+        (
+            "ema.half_life_kimg={at_kimg=[0, 2], values=[1, -2]}",
+            ["ema.half_life_kimg must be >= 0 and finite, got 1.0, -2.0"],
+        ),
+        (
+            "turns.d_steps={at_kimg=[0, 2]}",
+            [
+                "turns.d_steps must be a whole number or steps such as { at_kimg = [0, 50], "
+                "values = [2, 1] }, got {'at_kimg': [0, 2]}"
+            ],
+        ),
+        (
+            "generator.lr={start=1, end=2, over_kimg=-1}",
+            ["generator.lr.over_kimg must be > 0, got -1.0"],
+        ),
+    ],
+)
+def test_a_wrong_table_in_place_of_a_number_is_told_by_its_own_rule(write, override, said):
+    assert mistakes_of(write(MINIMAL), override) == [f"command line: {line}" for line in said]
+
+
+def test_the_same_mistake_in_two_tables_is_told_of_both(write):
+    wrong = "={at_kimg=[0], values=[1, 2]}"
+    found = mistakes_of(write(MINIMAL), "generator.lr" + wrong, "discriminator.lr" + wrong)
+    assert [line.split()[2] for line in found] == [
+        "generator.lr.values",
+        "discriminator.lr.values",
+    ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gan.config import ConfigError
-from pipeline.checkpoint import latest_checkpoint
+from pipeline.checkpoint import latest_checkpoint, newest_nimg
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.find import find_generator
@@ -94,6 +94,31 @@ def test_a_run_stopped_and_resumed_ends_as_the_undisturbed_one(
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert curve(again) == curve(undisturbed)
+
+
+@pytest.mark.parametrize("pauses", [[64, 160], [40, 100, 144], [255]])
+def test_a_run_paused_anywhere_ends_with_the_weights_of_the_undisturbed_one(
+    stripes, tmp_path, undisturbed, pauses
+):
+    """16 images a round: a pause comes at the first multiple of 16 that reaches it."""
+    run = Run.open("paused", small_experiment(stripes, tmp_path, name="paused"), stripes)
+    for until in pauses:
+        outcome = play(run, stripes, until_nimg=until)
+        reached = -(-until // 16) * 16
+        assert (outcome.nimg, outcome.finished) == (reached, reached >= 256)
+        last = list(run.journal())[-1]
+        assert last.nimg == reached
+        assert last.picture is not None
+        assert "score/fd_pixels_50" in last.metrics
+        assert newest_nimg(run.storage) == reached
+        assert play(run, stripes, until_nimg=until) == outcome  # it is there already
+    assert play(run, stripes, until_nimg=10**9).finished
+    a, b = weights(undisturbed), weights(run)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    if pauses == [64, 160]:  # where ticks are anyway: only judgements are added
+        for ours, theirs in zip(curve(run), curve(undisturbed), strict=True):
+            assert ours[0] == theirs[0]
+            assert theirs[1].items() <= ours[1].items()
 
 
 def test_a_run_that_died_between_checkpoints_replays_without_double_lines(
