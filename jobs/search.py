@@ -105,7 +105,9 @@ def _progress(trial: Trial) -> str:
 def line_of(trial: Trial) -> str:
     """One trial as a line of the table."""
     settings = ", ".join(f"{name} {_short(value)}" for name, value in trial.point.items())
-    words = f"{trial.number:>4} {trial.state:<9}{trial.nimg / 1000:>8.1f} kimg {_shown(trial):>18}  "
+    words = (
+        f"{trial.number:>4} {trial.state:<9}{trial.nimg / 1000:>8.1f} kimg {_shown(trial):>18}  "
+    )
     reason = f"\n{'':>15}{trial.reason}" if trial.reason else ""
     return f"{words}{settings or trial.origin}{reason}"
 
@@ -153,7 +155,9 @@ def _show(storage: str, name: str) -> None:
     if result is None:
         click.echo(f"under way or interrupted; page: forger report {name} --storage {storage}")
     else:
-        click.echo(f"complete: trial {result['best']} is the best; {ledger.storage.path('best.toml')}")
+        click.echo(
+            f"complete: trial {result['best']} is the best; {ledger.storage.path('best.toml')}"
+        )
 
 
 def _dry_run(experiment: Experiment) -> None:
@@ -162,7 +166,7 @@ def _dry_run(experiment: Experiment) -> None:
 
     shards = open_shards(experiment.data.shards)
     click.echo(f"{experiment.name}: loading torch, to measure how fast this machine plays")
-    from pipeline.search_check import checked_space
+    from pipeline.search_fits import checked_space
     from pipeline.suggest import suggester_for
 
     space = checked_space(experiment, shards)
@@ -232,7 +236,9 @@ def _print_end(searched: Searched, command_line: str) -> None:
     assert registered is not None
     name = registered.model.removesuffix("-candidates")
     storage = ledger.experiment.cluster.storage
-    click.echo(f"best     trial {searched.finalists[0].number}: {ledger.storage.path('best.toml')}")
+    click.echo(
+        f"best     trial {searched.finalists[0].number}: {ledger.storage.path('best.toml')}"
+    )
     click.echo(f"model    registered as candidate {registered.uri}")
     click.echo(f"page     forger report {ledger.name} --storage {storage} --open")
     click.echo(f"look     {searched.mlflow_url}")

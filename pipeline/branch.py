@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors
@@ -40,12 +41,20 @@ KEPT = (
 )
 
 
-def branch(parent: Run, name: str, experiment: Experiment, shards: ShardSet, *, nimg: int) -> Run:
+def branch(
+    parent: Run,
+    name: str,
+    experiment: Experiment,
+    shards: ShardSet,
+    *,
+    nimg: int,
+    lineage: Mapping[str, Any] | None = None,
+) -> Run:
     """The run `name` that begins where `parent` stood at `nimg` images; `play` goes on from there.
 
     It has the parent's history up to there as its own: checkpoint, journal, snapshots that are
     still kept (their cards name the run that made them), and on what it was played. The experiment
-    may have other settings than the parent's, but for the KEPT ones. A branch that is there
+    may have other settings than the parent's, but for the KEPT ones; `lineage` is added to its own. A branch that is there
     already is opened as `Run.open` does; one that was cut short is made again, as run.json comes
     last. Raises ConfigError where the parent has no whole checkpoint at `nimg`, and for another
     batch size, other networks or other data than the parent's.
@@ -76,7 +85,7 @@ def branch(parent: Run, name: str, experiment: Experiment, shards: ShardSet, *, 
         id=uuid.uuid4().hex,
         experiment=experiment,
         data_digest=parent.data_digest,
-        lineage=_lineage(parent, nimg) | {"branched": origin},
+        lineage=_lineage(parent, nimg) | {"branched": origin} | dict(lineage or {}),
     )
     copy_checkpoint(parent.storage, storage, nimg)
     JournalWriter(run).add(*(line for line in parent.journal() if line.nimg <= nimg))

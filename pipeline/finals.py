@@ -103,9 +103,7 @@ def _name(number: int, sha256: str, images: int, seed: int) -> str:
     return f"{FINALS}/{number:04d}-{sha256[:16]}-{images}-{seed}.json"
 
 
-def _finalist(
-    number: int, nimg: int, readings: tuple[Reading, ...], objective: str
-) -> Finalist:
+def _finalist(number: int, nimg: int, readings: tuple[Reading, ...], objective: str) -> Finalist:
     values = [reading.values[objective] for reading in readings]
     errors = [reading.errors[objective] for reading in readings]
     # Sets of latents are independent; what they share, the real images, all finalists share too.
@@ -123,4 +121,12 @@ def _ranked(found: list[Finalist]) -> list[Finalist]:
             other, tied=other.mean - best.mean <= ERRORS * math.hypot(other.error, best.error)
         )
         for other in ranked[1:]
+    ]
+
+
+def finalists_of(result: dict[str, Any]) -> list[Finalist]:
+    """The finalists in a search's result."""
+    return [
+        Finalist(**(each | {"readings": tuple(Reading(**r) for r in each["readings"])}))
+        for each in result["finalists"]
     ]

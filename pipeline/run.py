@@ -11,11 +11,10 @@ runs/<name>/result.json               written once the run is complete
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
@@ -32,7 +31,6 @@ from pipeline.storage import Folder, open_storage
 RECORD = "run.json"
 RESULT = "result.json"
 STOP = "stop-request"
-LOCK = "lock"
 JOURNAL = "journal"
 SNAPSHOTS = "snapshots"
 GRID = "samples.png"
@@ -94,8 +92,15 @@ class Run:
         )
 
     @classmethod
-    def open(cls, name: str, experiment: Experiment, shards: ShardSet) -> Run:
-        """The run of this name, new or to be continued.
+    def open(
+        cls,
+        name: str,
+        experiment: Experiment,
+        shards: ShardSet,
+        *,
+        lineage: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """The run of this name, new or to be continued; a new one has `lineage` beside its own.
 
         Raises ConfigError where the run was begun with another experiment or on other data, naming
         each changed setting.
@@ -112,7 +117,7 @@ class Run:
             id=uuid.uuid4().hex,
             experiment=experiment,
             data_digest=shards.digest,
-            lineage=code_and_packages(),
+            lineage=code_and_packages() | dict(lineage or {}),
         )
         run.publish()
         return run
@@ -162,14 +167,8 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the run for one driver. Raises ConfigError where another one here has it."""
-        self.storage.root.mkdir(parents=True, exist_ok=True)
-        with open(self.storage.path(LOCK), "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(
-                    [f"{self.name} is being trained by another command; wait for it, or stop it"]
-                ) from None
+        refusal = f"{self.name} is being trained by another command; wait for it, or stop it"
+        with self.storage.locked(refusal):
             yield
 
     @property

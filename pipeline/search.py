@@ -8,28 +8,28 @@ import dataclasses
 import json
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from gan.config import ConfigError
 from pipeline.backend import Backend, backend
 from pipeline.cluster import check_address, connected, each_on_ray
 from pipeline.course import Course, Generations, TrialByTrial, experiment_of
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.experiment_file import experiment_toml
-from pipeline.finals import Finalist, hold_finals
+from pipeline.finals import Finalist, finalists_of, hold_finals
 from pipeline.ledger import BEST, Ledger, Trial, best_of
 from pipeline.registry import Registered, register
 from pipeline.run import free_name
-from pipeline.search_check import checked_space
-from pipeline.search_report import PAGE, page_of
+from pipeline.search_fits import checked_space
+from pipeline.search_report import PAGE, page_of_ledger
 from pipeline.search_tracking import SearchTracker
 from pipeline.shards import verify_shards
 from pipeline.space import Space
 from pipeline.storage import open_storage
+from pipeline.suggest import Earlier
 from pipeline.tuning import run_trials
 
 POLL_SEC = 1.0
@@ -92,13 +92,25 @@ def _more_trials(ledger: Ledger) -> bool:
     return ledger.config.trials > len(ledger.trials())
 
 
-def _earlier(ledger: Ledger) -> list[tuple[str, list[Trial]]]:
-    """The searches to learn from. Raises ConfigError for one that is not there."""
+def _earlier(ledger: Ledger) -> list[Earlier]:
+    """The trials of the searches to learn from.
+
+    Raises ConfigError for a search that is not there, or that judged otherwise.
+    """
     root = open_storage(ledger.experiment.cluster.storage)
-    return [
-        (name, Ledger.at(open_storage(root.path(name))).trials())
-        for name in ledger.config.warm_start
-    ]
+    found = []
+    for name in ledger.config.warm_start:
+        other = Ledger.at(open_storage(root.path(name)))
+        if other.data_digest != ledger.data_digest or other.alike != ledger.alike:
+            raise ConfigError(
+                [f"search.warm_start: {name} was on other data, or judged otherwise "
+                 f"({other.alike}, here {ledger.alike})"]
+            )  # fmt: skip
+        for trial in other.trials():
+            if trial.ended:
+                values = trial.reached(ledger.config.objectives)
+                found.append(Earlier(name, trial.point, values))
+    return found
 
 
 def _search(
@@ -174,21 +186,18 @@ def _complete(course: Course, tracker: SearchTracker, watcher: Watcher) -> Searc
     )
     finalists = hold_finals(ledger, ranked, _each(ledger.experiment.cluster))
     winner = next(trial for trial in course.trials if trial.number == finalists[0].number)
-    best_experiment = best_file(ledger, course.space, winner)
+    best_experiment = best_file(ledger, winner)
     ledger.storage.write(BEST, experiment_toml(best_experiment).encode())
     run = ledger.run_of(winner)
     best = run.best()
     assert best is not None
-    registered = register(
-        tracker.where, run, best, mlflow_run_id=tracker.mlflow_run_of(winner)
-    )
+    registered = register(tracker.where, run, best, mlflow_run_id=tracker.mlflow_run_of(winner))
     ledger.complete(
         {
             "best": winner.number,
             "finalists": [dataclasses.asdict(finalist) for finalist in finalists],
             "registered": dataclasses.asdict(registered),
             "mlflow_url": tracker.url,
-            "ended_at": time.time(),
         }
     )
     _close(ledger, tracker, winner, finalists[0], registered)
@@ -201,7 +210,7 @@ def _close(
     objective = ledger.config.objectives[0]
     values = {f"best/{objective}": first.mean, f"best/{objective}_error": first.error}
     tracker.log_result(values, first.nimg)
-    ledger.storage.write(PAGE, page_of(ledger.storage.uri).encode())
+    ledger.storage.write(PAGE, page_of_ledger(ledger).encode())
     with tempfile.TemporaryDirectory() as folder:
         for name in (PAGE, BEST):
             Path(folder, name).write_bytes(ledger.storage.read(name))
@@ -211,13 +220,13 @@ def _close(
         tracker.close("FINISHED", files=Path(folder), tags=tags)
 
 
-def best_file(ledger: Ledger, space: Space, trial: Trial) -> Experiment:
+def best_file(ledger: Ledger, trial: Trial) -> Experiment:
     """A trial's experiment as a file of its own, beside the base: the same seed and settings give
     the same weights.
     """
     base = ledger.experiment
     experiment = dataclasses.replace(
-        experiment_of(ledger, space, trial),
+        experiment_of(ledger, trial),
         name=f"{base.name}-best",
         data=base.data,
         evaluate=base.evaluate,
@@ -247,13 +256,3 @@ def _known(ledger: Ledger) -> Searched:
         Registered(**result["registered"]),
         result["mlflow_url"],
     )
-
-
-def finalists_of(result: dict[str, Any]) -> list[Finalist]:
-    """The finalists in a search's result."""
-    from pipeline.ledger import Reading
-
-    return [
-        Finalist(**(each | {"readings": tuple(Reading(**r) for r in each["readings"])}))
-        for each in result["finalists"]
-    ]

@@ -78,7 +78,9 @@ class SearchTracker:
             self._ship(trial)
         except Exception as error:  # whatever tracking does, the search goes on
             if not self._complained:
-                log.warning("MLflow took no metrics (%s); the search goes on, they are kept", error)
+                log.warning(
+                    "MLflow took no metrics (%s); the search goes on, they are kept", error
+                )
             self._complained = True
 
     def _ship(self, trial: Trial) -> None:

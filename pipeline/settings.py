@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from gan.config import ConfigError, Schedule
+from gan.config import ConfigError, Schedule, Steps
 from pipeline.experiment import Experiment
 
 KINDS = (

@@ -64,9 +64,7 @@ def ledger_at(desk: Desk, name: str = "stripes-search") -> Ledger:
 
 def what_counts(trials: list[Trial]) -> list[tuple]:
     """All that must not depend on when which process was killed."""
-    return [
-        (t.number, t.point, t.settings, t.origin, t.state, t.nimg, t.readings) for t in trials
-    ]
+    return [(t.number, t.point, t.settings, t.origin, t.state, t.nimg, t.readings) for t in trials]
 
 
 def weights(run: Run) -> str:
@@ -158,8 +156,10 @@ def test_a_killed_driver_loses_nothing(undisturbed, tmp_path):
         desk,
         process,
         "stripes-search",
-        lambda ledger: sum(t.state in ENDED for t in ledger.trials()) >= 1
-        and sum(t.state == "running" for t in ledger.trials()) >= 1,
+        lambda ledger: (
+            sum(t.state in ENDED for t in ledger.trials()) >= 1
+            and sum(t.state == "running" for t in ledger.trials()) >= 1
+        ),
     )
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -182,7 +182,8 @@ def test_ctrl_c_checkpoints_and_a_killed_trial_process_does_not_fail_its_trial(
     victims = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if "play_trial" in " ".join(child.cmdline()) or "ImplicitFunc" in child.name()
+        if "play_trial" in " ".join(child.cmdline())
+        or "ImplicitFunc" in child.name()
         or "ImplicitFunc" in " ".join(child.cmdline())
     ]
     assert victims
@@ -222,7 +223,7 @@ def test_trials_that_diverge_or_cannot_work_are_recorded_and_the_search_goes_on(
         "search.toml",
         "search.name=wild",
         "search.trials=3",
-        'search.space={generator.lr={choice=[1e-3, 1e30]}}',
+        "search.space={generator.lr={choice=[1e-3, 1e30]}}",
         "search.points=[{generator.lr=1e30}]",
     )
     trials = ledger_at(desk, "wild").trials()
@@ -255,9 +256,7 @@ def test_a_pbt_winners_file_replays_its_life(tmp_path):
     theirs = {line.nimg: line.metrics for line in replayed.journal()}
     for line in run.journal():
         same = {k: v for k, v in line.metrics.items() if not k.startswith("speed/")}
-        assert same == {
-            k: v for k, v in theirs[line.nimg].items() if not k.startswith("speed/")
-        }
+        assert same == {k: v for k, v in theirs[line.nimg].items() if not k.startswith("speed/")}
     assert last.from_nimg > 0
 
 

@@ -1,4 +1,4 @@
-"""Whether a search can be held at all: every rule, before anything is started."""
+"""Whether a search can be held on this data and judged: every rule, before anything starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from gan.moments import MAX_KID_DIM
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
+from pipeline.search_checks import search_space
 from pipeline.space import Space
+
+MIN_IMAGES = 20  # for a spread with an error
 
 
 def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
@@ -17,15 +20,16 @@ def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
 
     Raises one ConfigError with every mistake.
     """
-    config = experiment.search
-    if config is None:
-        raise ConfigError(["a search needs a [search] section with a [search.space]"])
-    space = Space.of(config.space, experiment)
-    mistakes = []
+    mistakes: list[str] = []
+    space = None
+    try:
+        space = search_space(experiment)
+    except ConfigError as error:
+        mistakes += error.mistakes
     for found in (
-        lambda: space.check(experiment),
         lambda: check_sample(experiment.game, shards.sample),
         lambda: _check_judged(experiment, shards),
+        lambda: _check_played(experiment, space, shards),
         lambda: _check_constant(experiment, space),
     ):
         try:
@@ -34,7 +38,23 @@ def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
             mistakes += error.mistakes
     if mistakes:
         raise ConfigError(dict.fromkeys(mistakes))
+    assert space is not None
     return space
+
+
+def _check_played(experiment: Experiment, space: Space | None, shards: ShardSet) -> None:
+    """Networks and conditionings that are drawn must fit the data too."""
+    mistakes: dict[str, None] = {}
+    for dimension in space.dimensions if space else ():
+        for value in dimension.ends:
+            played = space.experiment(experiment, {dimension.name: value}) if space else experiment
+            try:
+                check_sample(played.game, shards.sample)
+            except ConfigError as error:
+                said = f"search.space.{dimension.key}: {value!r}: "
+                mistakes |= dict.fromkeys(said + mistake for mistake in error.mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 def _check_judged(experiment: Experiment, shards: ShardSet) -> None:
@@ -47,24 +67,25 @@ def _check_judged(experiment: Experiment, shards: ShardSet) -> None:
                 f"{MAX_KID_DIM} features, {extractor.name} has {extractor.dim}; use 'fd'"
             ]
         )
-    if "diversity" in objectives and experiment.evaluate.images < 20:
+    if "diversity" in objectives and experiment.evaluate.images < MIN_IMAGES:
         raise ConfigError(
-            [f"evaluate.images must be >= 20 for search.objectives with 'diversity', "
+            [f"evaluate.images must be >= {MIN_IMAGES} for search.objectives with 'diversity', "
              f"got {experiment.evaluate.images}"]
         )  # fmt: skip
 
 
-def _check_constant(experiment: Experiment, space: Space) -> None:
+def _check_constant(experiment: Experiment, space: Space | None) -> None:
     """PBT changes settings in steps, which must begin at a number."""
-    if experiment.search is None or experiment.search.scheduler != "pbt":
+    if space is None or experiment.search is None or experiment.search.scheduler != "pbt":
         return
     flat = {dim.key for dim in space.dimensions} | {key for key, _ in space.same}
     moving = [key for key in sorted(flat) if isinstance(_value(experiment, key), Schedule | Steps)]
     if moving:
         raise ConfigError(
-            f"{key} must be a number in the file for search.scheduler = 'pbt', which makes its own "
-            f"schedule of it" for key in moving
-        )  # fmt: skip
+            f"{key} must be a number in the file for search.scheduler = 'pbt', which makes a "
+            f"schedule of its own"
+            for key in moving
+        )
 
 
 def _value(experiment: Experiment, key: str) -> Any:
