@@ -47,7 +47,13 @@ class Space:
         """The point at these quantiles, one for each dimension; those out of play are left out."""
         assert len(units) == len(self.dimensions)
         quantiles = {d.name: unit for d, unit in zip(self.dimensions, units, strict=True)}
-        return self._walk(base, lambda d: d.at(quantiles[d.name]))[0]
+        return self.draw(base, lambda d: d.at(quantiles[d.name]))
+
+    def draw(self, base: Experiment, value_of: Callable[[Dimension], Any]) -> dict[str, Any]:
+        """The point that `value_of` says; it is asked for what is in play, in the order in which
+        dimensions depend on each other.
+        """
+        return self._walk(base, value_of)[0]
 
     def settings(self, base: Experiment, point: Point) -> dict[str, Any]:
         """Every setting that a point decides, by its dotted name, ratios and links resolved.

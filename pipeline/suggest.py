@@ -7,47 +7,22 @@ goes on as if nothing had happened.
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.draws import random_point, uniform
 from pipeline.experiment import Experiment
+from pipeline.first_points import Earlier, Suggestion, first_points, inside, is_inside
 from pipeline.search_config import SearchConfig
-from pipeline.space import Dimension, Point, Space, given_points
+from pipeline.space import Dimension, Point, Space
 
 if TYPE_CHECKING:
     import optuna
 
-log = logging.getLogger(__name__)
-
 START_UP = 8  # trials that TPE must know before it suggests; quasi-random ones until then
-WARM_SHARE = 4  # 1/4 of the trials at most are the best ones of earlier searches, tried again
 SOBOL_BITS = 30
-
-
-@dataclass(frozen=True, slots=True)
-class Suggestion:
-    """What a trial is to be."""
-
-    point: dict[str, Any]  # as far as it could have been drawn
-    settings: dict[str, Any]  # what the trial's experiment has in place of the base's
-    origin: str  # "the file's own", "given", "from search NAME", "random", "quasirandom", "tpe"
-
-
-@dataclass(frozen=True, slots=True)
-class Earlier:
-    """A trial of an earlier search: one to learn from and, if it is among the best, to try again.
-
-    Its values must mean the same here: the same objectives on the same data and extractor.
-    """
-
-    search: str
-    point: Point
-    values: tuple[float, ...] | None  # one for each objective; None: it diverged or failed
 
 
 class Suggester(Protocol):
@@ -80,9 +55,10 @@ def suggester_for(
     Trial 0 is the file's own experiment; then come `search.points`, then the best of `earlier`
     that this space can hold, then what the searcher says.
     """
-    first = _first(config, space, base, _inside(earlier, space, base))
+    usable = inside(earlier, space, base)
+    first = first_points(config, space, base, earlier=usable)
     if config.searcher == "tpe":
-        return Tpe(config, space, base, first=first, earlier=earlier)
+        return Tpe(config, space, base, first=first, earlier=usable)
     return Stateless(config, space, base, first=first)
 
 
@@ -130,7 +106,7 @@ class Tpe:
         earlier: Sequence[Earlier] = (),
     ):
         self._config, self._space, self._base = config, space, base
-        self._first, self._earlier = first, _inside(earlier, space, base)
+        self._first, self._earlier = first, earlier
         self._under_way: dict[int, Point] = {}
         self._told: dict[int, tuple[Point, tuple[float, ...] | None]] = {}
 
@@ -162,7 +138,7 @@ class Tpe:
         """A point from a study made anew, with a sampler whose seed is this number's own."""
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
@@ -170,10 +146,10 @@ class Tpe:
                 group=True,  # settings that are in play together are drawn together
                 constant_liar=True,
                 n_startup_trials=1,
-                warn_independent_sampling=False,
                 seed=int(uniform(self._config.seed, "tpe", number) * 2**32),
             )
-        goals = ["minimize"] * len(self._config.objectives)
+        goal = optuna.study.StudyDirection.MINIMIZE
+        goals = [goal] * len(self._config.objectives)
         study = optuna.create_study(directions=goals, sampler=sampler)
         study.add_trials(self._known())
         trial = study.ask()
@@ -200,7 +176,7 @@ class Tpe:
         """A point as a trial of Optuna's, running without values; None outside the space."""
         import optuna
 
-        if not _is_inside(point, self._space, self._base):
+        if not is_inside(point, self._space, self._base):
             return None
         taken = [d for d in self._space.dimensions if d.name in point]
         return optuna.create_trial(
@@ -228,66 +204,7 @@ def quasirandom_point(space: Space, base: Experiment, seed: int, index: int) -> 
         sobol.fast_forward(index)
     cells = np.rint(sobol.random(1)[0] * 2**SOBOL_BITS).astype(int)
     shift = [int(uniform(seed, "sobol", d.name) * 2**SOBOL_BITS) for d in space.dimensions]
-    units = (cells ^ np.array(shift) + 0.0) / 2**SOBOL_BITS
-    return space.point(base, units.tolist())
-
-
-def _first(
-    config: SearchConfig, space: Space, base: Experiment, earlier: Sequence[Earlier]
-) -> list[Suggestion]:
-    """What comes before the searcher has its say; each but once."""
-    own = space.point_of(base)
-    first = [Suggestion(own, space.settings(base, own), "the file's own")]
-    for settings in given_points(space, base):
-        experiment = base
-        for key, value in settings.items():
-            experiment = experiment.replace(key, value)
-        first.append(Suggestion(space.point_of(experiment), settings, "given"))
-    for old in _best(earlier)[: config.trials // WARM_SHARE]:
-        point = dict(old.point)
-        settings = space.settings(base, point)
-        if all(settings != known.settings for known in first):
-            first.append(Suggestion(point, settings, f"from search {old.search}"))
-    return first
-
-
-def _best(earlier: Iterable[Earlier]) -> list[Earlier]:
-    """Earlier trials from the best; with two objectives front after front (Pareto)."""
-    left = [old for old in earlier if old.values is not None]
-    ordered: list[Earlier] = []
-    while left:
-        front = [a for a in left if not any(_dominates(b, a) for b in left)]
-        ordered += sorted(front, key=lambda old: old.values or ())
-        left = [old for old in left if not any(old is a for a in front)]
-    return ordered
-
-
-def _dominates(one: Earlier, other: Earlier) -> bool:
-    assert one.values is not None
-    assert other.values is not None
-    pairs = list(zip(one.values, other.values, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
-
-
-def _inside(earlier: Sequence[Earlier], space: Space, base: Experiment) -> list[Earlier]:
-    """Those whose points this space could have drawn; says how many could not."""
-    inside = [old for old in earlier if _is_inside(old.point, space, base)]
-    if len(inside) < len(earlier):
-        log.warning(
-            "%d of %d trials of earlier searches are outside this search's space and not used",
-            len(earlier) - len(inside),
-            len(earlier),
-        )
-    return inside
-
-
-def _is_inside(point: Point, space: Space, base: Experiment) -> bool:
-    """Whether a point is one that the space could have drawn, nothing missing or too much."""
-    try:
-        drawn = space.draw(base, lambda d: d.at(d.unit(point[d.name])))
-    except (KeyError, ValueError):
-        return False
-    return drawn.keys() == point.keys()
+    return space.point(base, ((cells ^ np.array(shift)) / 2**SOBOL_BITS).tolist())
 
 
 def _penalty(values: Sequence[tuple[float, ...]]) -> tuple[float, ...] | None:
@@ -318,5 +235,9 @@ def _as_param(dimension: Dimension, value: Any) -> Any:
 
 def _drawn(trial: optuna.Trial, dimension: Dimension) -> Any:
     """What Optuna says for a dimension."""
-    value = trial._suggest(dimension.name, _distribution(dimension))
-    return dimension.options[value] if dimension.kind == "choice" else value
+    name, low, high = dimension.name, dimension.low, dimension.high
+    if dimension.kind == "choice":
+        return dimension.options[trial.suggest_categorical(name, range(len(dimension.options)))]
+    if dimension.kind == "int":
+        return trial.suggest_int(name, int(low), int(high))
+    return trial.suggest_float(name, low, high, log=dimension.kind == "loguniform")

@@ -220,7 +220,7 @@ END = 27  # kimg, a reading in each
 
 
 def crossing(seed: int) -> dict[int, list[Reading]]:
-    """Whole curves of nine trials; the errors of one trial's readings are nearly the same error."""
+    """Whole curves of nine trials; a trial's readings have nearly the same error."""
     chance = random.Random(seed)
     numbers = chance.sample(range(9), 9)
     curves = {}
@@ -273,7 +273,7 @@ def rays(grace: int):
 
 
 def survival(rule_of, repeats: int = 200) -> tuple[float, float]:
-    """(share of searches whose best trial comes to its end, share of all images that are played)"""
+    """(share of searches whose best trial comes to its end, share of all images played)"""
     survived, played = 0, 0
     for seed in range(repeats):
         curves = crossing(seed)
