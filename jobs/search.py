@@ -105,9 +105,8 @@ def _progress(trial: Trial) -> str:
 def line_of(trial: Trial) -> str:
     """One trial as a line of the table."""
     settings = ", ".join(f"{name} {_short(value)}" for name, value in trial.point.items())
-    words = (
-        f"{trial.number:>4} {trial.state:<9}{trial.nimg / 1000:>8.1f} kimg {_shown(trial):>18}  "
-    )
+    seen = f"{trial.nimg / 1000:>8.1f} kimg"
+    words = f"{trial.number:>4} {trial.state:<9}{seen} {_shown(trial):>18}  "
     reason = f"\n{'':>15}{trial.reason}" if trial.reason else ""
     return f"{words}{settings or trial.origin}{reason}"
 
@@ -139,7 +138,7 @@ def _table(trials: list[Trial], objective: str) -> None:
 
 
 def _show(storage: str, name: str) -> None:
-    from pipeline.ledger import Ledger
+    from pipeline.ledger import BEST, Ledger
     from pipeline.storage import open_storage
 
     ledger = Ledger.at(open_storage(f"{storage}/{name}"))
@@ -155,9 +154,8 @@ def _show(storage: str, name: str) -> None:
     if result is None:
         click.echo(f"under way or interrupted; page: forger report {name} --storage {storage}")
     else:
-        click.echo(
-            f"complete: trial {result['best']} is the best; {ledger.storage.path('best.toml')}"
-        )
+        best = ledger.storage.path(BEST)
+        click.echo(f"complete; the best is trial {result['best']}: {best}")
 
 
 def _dry_run(experiment: Experiment) -> None:
@@ -219,6 +217,8 @@ def _print_cost(experiment: Experiment, samples: list[Experiment], shards) -> No
 
 
 def _print_end(searched: Searched, command_line: str) -> None:
+    from pipeline.ledger import BEST
+
     ledger = searched.ledger
     click.echo("")
     _table(searched.trials, ledger.config.objectives[0])
@@ -236,9 +236,7 @@ def _print_end(searched: Searched, command_line: str) -> None:
     assert registered is not None
     name = registered.model.removesuffix("-candidates")
     storage = ledger.experiment.cluster.storage
-    click.echo(
-        f"best     trial {searched.finalists[0].number}: {ledger.storage.path('best.toml')}"
-    )
+    click.echo(f"best     trial {searched.finalists[0].number}: {ledger.storage.path(BEST)}")
     click.echo(f"model    registered as candidate {registered.uri}")
     click.echo(f"page     forger report {ledger.name} --storage {storage} --open")
     click.echo(f"look     {searched.mlflow_url}")

@@ -54,9 +54,9 @@ def branch(
 
     It has the parent's history up to there as its own: checkpoint, journal, snapshots that are
     still kept (their cards name the run that made them), and on what it was played. The experiment
-    may have other settings than the parent's, but for the KEPT ones; `lineage` is added to its own. A branch that is there
-    already is opened as `Run.open` does; one that was cut short is made again, as run.json comes
-    last. Raises ConfigError where the parent has no whole checkpoint at `nimg`, and for another
+    may have other settings than the parent's, but for the KEPT ones; `lineage` is added to its
+    own. A branch that is there already is opened as `Run.open` does; one that was cut short is
+    made again, as run.json comes last. Raises ConfigError where the parent has no whole checkpoint at `nimg`, and for another
     batch size, other networks or other data than the parent's.
     """
     origin = {"run_id": parent.id, "run_name": parent.name, "nimg": nimg}

@@ -61,7 +61,7 @@ class Plan(Protocol):
 
 
 class Course:
-    """One search under way. Safe to call from the thread that drives Ray and the one that shows."""
+    """One search under way; the thread that drives Ray and the one that shows may both call it."""
 
     def __init__(self, ledger: Ledger, shards: ShardSet, space: Space, plan: Plan):
         self.ledger, self.shards, self.space, self.plan = ledger, shards, space, plan

@@ -77,9 +77,7 @@ def _compared(
     values = {}
     for trial in trials:
         value = scores[trial.number]
-        values[trial.number] = (
-            math.log(max(value, floor)) if objective in LOGARITHMIC else value
-        )
+        values[trial.number] = math.log(max(value, floor)) if objective in LOGARITHMIC else value
         by_generation[trial.generation].append(values[trial.number])
     middle = {g: statistics.median(found) for g, found in by_generation.items()}
     return [values[trial.number] - middle[trial.generation] for trial in trials]

@@ -109,7 +109,9 @@ def _samples(state: Shown) -> Section:
 def _caption(number: int, state: Shown) -> str:
     trial = state.by_number.get(number)
     found = score(trial, state.objective) if trial else None
-    said = f": {OBJECTIVES[state.objective]} {plus_minus(found.value, found.error)}" if found else ""
+    said = (
+        f": {OBJECTIVES[state.objective]} {plus_minus(found.value, found.error)}" if found else ""
+    )
     best = ", the best" if number == state.best else ""
     own = ", the file's own settings" if number == 0 else ""
     return f"trial {number}{best}{own}{said}"

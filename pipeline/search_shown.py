@@ -15,7 +15,10 @@ from pipeline.search_config import SearchConfig
 from pipeline.space import Dimension
 
 OBJECTIVES = {"fd": "Fréchet distance", "kid": "KID", "diversity": "diversity lost"}
-LOGARITHMIC = ("fd", "kid")  # distances of GANs span decades; the loss of diversity is a log already
+LOGARITHMIC = (
+    "fd",
+    "kid",
+)  # distances of GANs span decades; the loss of diversity is a log already
 APART = 2.0  # combined standard errors that two scores must differ by, or they are tied
 SCORED = ("running", "complete", "stopped")  # what diverged or failed has no score
 MOST_TICKS = 6
@@ -44,7 +47,9 @@ class Shown:
     noise: Mapping[str, float] = field(default_factory=dict)  # an evaluation's, by objective
     finalists: Sequence[Judged] = ()  # best first
     best: int | None = None  # the trial that was named best; None as long as none was
-    samples: Mapping[int, bytes] = field(default_factory=dict)  # trial: PNG, all at the same latents
+    samples: Mapping[int, bytes] = field(
+        default_factory=dict
+    )  # trial: PNG, all at the same latents
     saved_device_sec: float = 0.0  # that the stopped trials would have taken to their ends
     wall_sec: float = 0.0
     best_toml: str = ""  # the best experiment, for `forger train`
@@ -160,7 +165,9 @@ def axis_of(dimension: Dimension, values: Sequence[Any]) -> Axis:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
+    return (
+        (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
+    )
 
 
 def score(trial: Trial, objective: str) -> Score | None:

@@ -1,4 +1,4 @@
-"""A search in MLflow: a parent run, and below it every trial, shipped from the trials' journals."""
+"""A search in MLflow: a parent run, and below it every trial, shipped from its journal."""
 
 from __future__ import annotations
 

@@ -45,9 +45,7 @@ def family_tree(shown: Shown) -> go.Figure | None:
         figure.add_trace(_life(trial, shown, bold=trial in line))
     figure.add_trace(colour_bar(shown.scale(shown.objective), title=OBJECTIVES[shown.objective]))
     members = sorted({trial.member for trial in lives if trial.member is not None})
-    figure.update_yaxes(
-        title="member", tickvals=members, autorange="reversed", showgrid=False
-    )
+    figure.update_yaxes(title="member", tickvals=members, autorange="reversed", showgrid=False)
     figure.update_xaxes(title=KIMG)
     return styled(figure, height=150 + 46 * len(members))
 

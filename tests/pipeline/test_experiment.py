@@ -246,6 +246,7 @@ def test_the_same_mistake_in_two_tables_is_told_of_both(write):
         "discriminator.lr.values",
     ]
 
+
 SEARCH = """
 [search]
 trials = 8
