@@ -53,11 +53,11 @@ def branch(
     """The run `name` that begins where `parent` stood at `nimg` images; `play` goes on from there.
 
     It has the parent's history up to there as its own: checkpoint, journal, snapshots that are
-    still kept (their cards name the run that made them), and on what it was played. The experiment
-    may have other settings than the parent's, but for the KEPT ones; `lineage` is added to its
-    own. A branch that is there already is opened as `Run.open` does; one that was cut short is
-    made again, as run.json comes last. Raises ConfigError where the parent has no whole checkpoint at `nimg`, and for another
-    batch size, other networks or other data than the parent's.
+    still kept (their cards name the run that made them), and on what it was played; `lineage` is
+    added. The experiment may have other settings than the parent's, but for the KEPT ones. A
+    branch that is there already is opened as `Run.open` does; one that was cut short is made
+    again, as run.json comes last. Raises ConfigError where the parent has no whole checkpoint at
+    `nimg`, and for another batch size, other networks or other data than the parent's.
     """
     origin = {"run_id": parent.id, "run_name": parent.name, "nimg": nimg}
     storage = open_storage(f"{experiment.cluster.storage}/{name}")

@@ -92,6 +92,9 @@ class _Next(Searcher):
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to save."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes pickles of all that it is given
+
 
 class _Follow(FIFOScheduler):
     """Passes on what Tune hears. Trials are stopped by a request that they read at their next
@@ -110,6 +113,9 @@ class _Follow(FIFOScheduler):
     def on_trial_complete(self, tune_controller, trial, result: dict[str, Any]) -> None:
         ending = Ending(result["ending"], result.get("reason", ""))
         self.course.ended(trial.config["number"], ending)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as above
 
     def on_trial_error(self, tune_controller, trial) -> None:
         error = trial.get_error()
