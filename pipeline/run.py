@@ -201,10 +201,13 @@ class Run:
     def best(self) -> Best | None:
         """The snapshot with the smallest chosen metric, the earlier one of equals.
 
-        Only those judged as the newest was are compared: same extractor, counts and reference.
+        Only those judged as the newest was are compared: same extractor, counts and reference. By
+        the value without bias where all have it: the bias is less for a generator that collapsed.
         """
         metric, snapshots = self.experiment.evaluate.metric, self.snapshots()
         alike = [s for s in snapshots if s.protocol == snapshots[-1].protocol]
+        if all(s.card.score(f"{metric}_corrected") is not None for s in alike):
+            metric = f"{metric}_corrected"
         scores = [(score, s) for s in alike if (score := s.card.score(metric)) is not None]
         return min(scores, key=lambda pair: pair[0])[1] if scores else None
 
