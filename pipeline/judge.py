@@ -67,6 +67,7 @@ class Judge:
         latent_dim: int,
         conditioning: Conditioning,
         images: int,
+        seed: int = SEED,
         progress: Progress = lambda done, total: None,
     ) -> Score:
         """Frechet distance, KID and diversity of `images` samples at fixed latents, the same at
@@ -80,7 +81,7 @@ class Judge:
             self.extractor,
             num_images=images,
             labels="none" if conditioning == "none" else "data",
-            latents=f"{STREAM}/{SEED}",
+            latents=f"{STREAM}/{seed}",
         )
         if self._real is None:
             self._real = RealSide.of(self._measure_reals(protocol, progress))
@@ -88,7 +89,7 @@ class Judge:
         blocks = self._my_blocks(images)
         first = next(generator.parameters())
         for done, block in enumerate(blocks):
-            z = latents(SEED, STREAM, block.start, batch_size=BLOCK, latent_dim=latent_dim)
+            z = latents(seed, STREAM, block.start, batch_size=BLOCK, latent_dim=latent_dim)
             labels = None
             if conditioning != "none":
                 numbers = np.arange(block.start, block.stop) % self.shards.num_images
