@@ -172,6 +172,8 @@ class _Table:
             self.said.append(f"int must be [low, high], two whole numbers, got {value}")
         if kind == "loguniform" and low <= 0:
             self.said.append(f"loguniform must begin above 0, got {value}")
+        if low < high and high - low > sys.float_info.max:
+            self.said.append(f"{kind} must not be wider than floating point, got {value}")
         if low >= high:
             self.said.append(f"{kind} must be [low, high] with low < high, got {value}")
         if len(self.said) > before:
