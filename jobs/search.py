@@ -43,7 +43,7 @@ def command(experiment, overrides, dry_run, again, show, storage) -> None:
         raise click.UsageError("EXPERIMENT.toml is missing (or --show NAME)")
     from pipeline.experiment_file import load_experiment
 
-    loaded = load_experiment(experiment, overrides).experiment
+    loaded = load_experiment(experiment, overrides, for_search=True).experiment
     if dry_run:
         _dry_run(loaded)
         return

@@ -19,13 +19,14 @@ from pipeline.checkpoint import newest_nimg
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
 from pipeline.extractors import absolute_name, absolute_weights
+from pipeline.first_points import Earlier
 from pipeline.ledger import Ledger, State, Trial
-from pipeline.population import Member, Move, initial_population, next_generation
+from pipeline.population import Member, Move, next_generation
 from pipeline.run import Run
 from pipeline.settings import get
 from pipeline.space import Space, with_settings
 from pipeline.stopping import rule_for
-from pipeline.suggest import Earlier, suggester_for
+from pipeline.suggest import suggester_for
 
 log = logging.getLogger(__name__)
 
@@ -263,10 +264,10 @@ class Generations:
     last.
     """
 
-    def __init__(self, ledger: Ledger, space: Space):
+    def __init__(self, ledger: Ledger, space: Space, *, earlier: Sequence[Earlier] = ()):
         self.ledger, self.space, self.config = ledger, space, ledger.config
         self.size = self.config.trials
-        self.gave_up = False
+        self.first = suggester_for(self.config, space, ledger.experiment, earlier=earlier)
 
     def until(self, generation: int) -> int:
         """Where a generation ends, in images."""
@@ -299,14 +300,14 @@ class Generations:
         return len(last) == self.size and all(t.state in ("diverged", "failed") for t in last)
 
     def _first(self, member: int) -> Trial:
-        base = self.ledger.experiment
-        point = initial_population(self.space, base, seed=self.config.seed, size=self.size)[member]
+        suggestion = self.first.ask(member)
+        assert suggestion is not None
         return Trial(
             number=member,
             run=self.ledger.run_name(member),
-            point=dict(point),
-            settings={} if member == 0 else self.space.settings(base, point),
-            origin="the file's own" if member == 0 else "random",
+            point=suggestion.point,
+            settings=suggestion.settings,
+            origin=suggestion.origin,
             member=member,
             until_nimg=self.until(0),
         )

@@ -20,6 +20,7 @@ from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.experiment_file import experiment_toml
 from pipeline.finals import Finalist, finalists_of, hold_finals
+from pipeline.first_points import Earlier
 from pipeline.ledger import BEST, Ledger, Trial, best_of
 from pipeline.registry import Registered, register
 from pipeline.run import free_name
@@ -29,7 +30,6 @@ from pipeline.search_tracking import SearchTracker
 from pipeline.shards import verify_shards
 from pipeline.space import Space
 from pipeline.storage import open_storage
-from pipeline.suggest import Earlier
 from pipeline.tuning import run_trials
 
 POLL_SEC = 1.0
@@ -118,7 +118,7 @@ def _search(
 ) -> Searched:
     """The search, which nobody else is holding, to its end or to a stop."""
     if ledger.config.scheduler == "pbt":
-        plan = Generations(ledger, space)
+        plan = Generations(ledger, space, earlier=_earlier(ledger))
     else:
         plan = TrialByTrial(ledger, space, earlier=_earlier(ledger))
     course = Course(ledger, shards, space, plan)

@@ -100,7 +100,8 @@ def test_a_search_ends_in_a_table_and_a_registered_candidate(undisturbed):
     assert [t.state for t in trials] == ["complete"] * 4
     assert all(t.nimg >= 2000 and len(t.readings) == 4 for t in trials)
     assert trials[0].origin == "the file's own"
-    assert trials[0].settings == {}
+    own = {"generator.lr": 1e-3, "discriminator.lr": 1e-3, "turns.d_steps": 1}
+    assert trials[0].settings == own
     assert "registered as candidate models:/stripes-candidates/1" in output
     again = desk.run("search", "search.toml")  # complete: nothing is played
     assert what_counts(ledger_at(desk).trials()) == what_counts(trials)
