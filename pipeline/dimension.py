@@ -78,8 +78,8 @@ class Dimension:
             return (int(value) - low + 0.5) / (high - low + 1)
         if self.kind == "loguniform":
             share = math.log(value / self.low) / math.log(self.high / self.low)
-        else:  # halved, so that the widest range there is does not overflow
-            share = (value / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
+        else:
+            share = (value - self.low) / (self.high - self.low)
         return min(max(share, 0.0), 1.0)
 
     def in_play(self, values: Mapping[str, Any]) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 
 from gan.config import ConfigError
 from pipeline.bounds import broken_rules
-from pipeline.dimension import in_order, is_number
+from pipeline.dimension import Dimension, in_order, is_number
 from pipeline.experiment import Experiment
-from pipeline.settings import SPACE, get, given, nearest, put
+from pipeline.settings import SPACE, draws, get, given, nearest, put, settings
 from pipeline.space import EMPTY, Space, with_settings
 from pipeline.space_file import read_space
 
@@ -47,14 +47,14 @@ def search_mistakes(base: Experiment, *, bounds: bool) -> list[tuple[str, str]]:
         return [("search.space", EMPTY)] if bounds else []
     written = read_space(search.space, base)
     mistakes = [(f"{SPACE}{key}", text) for key, text in written.mistakes]
-    keys = [*(d.key for d in written.dimensions), *(key for key, _ in written.same)]
+    keys = [key for key, _ in draws(search.space)]
     if search.scheduler == "pbt":
-        mistakes += _pbt_mistakes(Space(tuple(written.dimensions), tuple(written.same)))
-    every = {*keys, *(key for key, _ in written.mistakes)}
+        known = [key for key in keys if key in settings()]
+        mistakes += _pbt_mistakes(known, written.dimensions)
     for i, point in enumerate(search.points):
         mistakes += [
             ("search.points", f"search.points: point {i + 1}: {text}")
-            for text in _given_mistakes(base, point, every)
+            for text in _given_mistakes(base, point, keys)
         ]
     if bounds and not mistakes and not written.dimensions:
         mistakes = [("search.space", EMPTY)]
@@ -85,23 +85,24 @@ def given_points(space: Space, base: Experiment) -> list[dict[str, Any]]:
     return points
 
 
-def _given_mistakes(base: Experiment, point: Mapping[str, Any], keys: set[str]) -> list[str]:
-    settings = given(point)
-    unknown = [key for key in settings if key not in keys]
+def _given_mistakes(base: Experiment, point: Mapping[str, Any], keys: list[str]) -> list[str]:
+    told = given(point)
+    unknown = [key for key in told if key not in keys]
     said = [f"{key} is not in search.space{nearest(key, keys)}" for key in unknown]
     try:
-        with_settings(base, {key: value for key, value in settings.items() if key not in unknown})
+        with_settings(base, {key: value for key, value in told.items() if key not in unknown})
     except ConfigError as error:
         said += error.mistakes
     return said
 
 
-def _pbt_mistakes(space: Space) -> list[tuple[str, str]]:
-    said = []
-    for key in (*(d.key for d in space.dimensions), *(key for key, _ in space.same)):
-        if key not in CHANGEABLE:
-            said.append((key, f"pbt cannot change it in mid-run, only {', '.join(CHANGEABLE)}"))
-    for dimension in space.dimensions:
+def _pbt_mistakes(keys: list[str], dimensions: list[Dimension]) -> list[tuple[str, str]]:
+    said = [
+        (key, f"pbt cannot change it in mid-run, only {', '.join(CHANGEABLE)}")
+        for key in keys
+        if key not in CHANGEABLE
+    ]
+    for dimension in dimensions:
         if dimension.when:
             said.append((dimension.key, "when is not for pbt, which changes all of its settings"))
         if not all(is_number(option) for option in dimension.options):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from graphlib import CycleError
 from typing import Any, get_args
 
@@ -60,8 +61,7 @@ def read_space(spec: Mapping[str, Any], base: Experiment) -> Written:
     tables = dict(draws(spec))
     for key, table in tables.items():
         reader = _Table(key, table)
-        for text in [*reader.refused(), *_conflicts(key, tables)]:
-            reader.said.append(text)
+        reader.said += [*reader.refused(), *_conflicts(key, tables)]
         entry = reader.read()
         if isinstance(entry, Dimension):
             written.dimensions.append(entry)
@@ -172,6 +172,8 @@ class _Table:
             self.said.append(f"int must be [low, high], two whole numbers, got {value}")
         if kind == "loguniform" and low <= 0:
             self.said.append(f"loguniform must begin above 0, got {value}")
+        if low < high and high - low > sys.float_info.max:
+            self.said.append(f"{kind} must not be wider than floating point, got {value}")
         if low >= high:
             self.said.append(f"{kind} must be [low, high] with low < high, got {value}")
         if len(self.said) > before:
@@ -242,6 +244,7 @@ class _Table:
                 continue
             if related(key, self.key):
                 self.said.append(f"when must name another setting, got {key} itself")
+                continue
             allowed = tuple(wanted) if isinstance(wanted, list | tuple) else (wanted,)
             if not allowed:
                 self.said.append(f"when: {key} must have at least one value, got []")
@@ -293,10 +296,10 @@ def _conflicts(key: str, tables: Iterable[str]) -> list[str]:
 
 def _parts(key: str) -> Iterable[str]:
     """The setting and the sections that it is in."""
-    words = key.split(".")
-    return [".".join(words[: i + 1]) for i in range(len(words))]
+    return [key, *(key[:i] for i, letter in enumerate(key) if letter == ".")]
 
 
+@cache
 def _searchable() -> dict[str, Any]:
     """The settings that a space can speak of: all but the search's own."""
     return {key: hint for key, hint in known_settings().items() if not related(key, "search")}

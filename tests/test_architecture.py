@@ -123,6 +123,7 @@ def test_torch_load_is_called_in_one_file_and_only_for_plain_tensors():
     [
         ["-c", "import gan.config"],
         ["-c", "import pipeline.experiment_file"],
+        ["-c", "import pipeline.space, pipeline.search_checks"],
         ["-m", "jobs", "--help"],
         ["-m", "jobs", "train", "--help"],
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gan.config import ConfigError, Schedule, value_at
@@ -150,3 +152,141 @@ def test_schedules_go_from_start_to_end_and_stay(shape, middle):
     assert at == pytest.approx([1.0, middle, 0.5, 0.5])
     quarter = value_at(Schedule(shape="cosine", start=1.0, end=0.0), 250, total_nimg=1000)
     assert quarter == pytest.approx((1 + 2**-0.5) / 2)
+
+
+SEARCH = """
+[search]
+trials = 8
+points = [{ generator.lr = 1e-3 }]
+[search.space]
+generator.lr = { loguniform = [1e-4, 1e-2] }
+turns.d_steps = { choice = [1, 2] }
+"""
+
+
+def test_a_file_may_hold_a_search_that_a_single_run_knows_nothing_of(write):
+    loaded = load_experiment(write(MINIMAL + SEARCH))
+    search = loaded.experiment.search
+    assert search is not None
+    assert (search.trials, search.objectives, search.points[0]) == (
+        8,
+        ("fd",),
+        {"generator": {"lr": 1e-3}},
+    )
+    assert loaded.sources["search.space.generator.lr"] == "tiny.toml"
+    plain = load_experiment(write(MINIMAL, "plain.toml")).experiment
+    assert loaded.experiment.flat() == plain.flat()
+    assert loaded.experiment.identity == plain.identity
+    assert loaded.experiment.digest == plain.digest
+    single = loaded.experiment.replace("search", None)
+    assert single == plain
+    assert "search" not in single.to_dict()
+    assert "search" in loaded.experiment.to_dict()
+
+
+def test_a_search_survives_its_plain_form(write):
+    experiment = load_experiment(write(MINIMAL + SEARCH)).experiment
+    assert experiment_from_dict(experiment.to_dict()) == experiment
+    again = load_experiment(write(experiment_toml(experiment), "again.toml")).experiment
+    assert again == experiment
+    assert "[search" not in experiment_toml(experiment.replace("search", None))
+
+
+def test_overrides_reach_the_search_and_replace_a_settings_whole_draw(write):
+    loaded = load_experiment(
+        write(MINIMAL + SEARCH),
+        ["search.trials=4", "search.space.generator.lr={uniform=[1e-3, 2e-3]}"],
+    )
+    search = loaded.experiment.search
+    assert search is not None
+    assert search.trials == 4
+    assert search.space["generator"]["lr"] == {"uniform": [1e-3, 2e-3]}
+    assert search.space["turns"]["d_steps"] == {"choice": [1, 2]}
+    assert loaded.sources["search.space.generator.lr"] == "command line"
+
+
+def test_a_file_that_extends_another_replaces_a_settings_whole_draw_too(write):
+    write(MINIMAL + SEARCH, "parent.toml")
+    child = write(
+        'extends = "parent.toml"\n[search.space]\ngenerator.lr = { uniform = [1e-3, 2e-3] }\n',
+        "child.toml",
+    )
+    search = load_experiment(child).experiment.search
+    assert search is not None
+    assert search.space["generator"]["lr"] == {"uniform": [1e-3, 2e-3]}
+    assert (search.trials, search.space["turns"]["d_steps"]) == (8, {"choice": [1, 2]})
+
+
+def test_mistakes_of_the_search_come_with_all_others(write):
+    path = write(
+        MINIMAL
+        + """
+        [turns]
+        batch_size = 2
+        [generator]
+        width = "wide"
+        [search]
+        trails = 8
+        objectives = ["inception"]
+        [search.space]
+        generator.lr = { logunifrom = [1e-4, 1e-2] }
+        turns.dsteps = { choice = [1, 2] }
+        """
+    )
+    assert mistakes_of(path) == [
+        "tiny.toml: search.trails is not a setting; did you mean search.trials?",
+        "tiny.toml: generator.width must be a whole number, got 'wide'",
+        "tiny.toml: search.objectives must be a list, each one of 'fd', 'kid', 'diversity', "
+        "got ['inception']",
+        "tiny.toml: search.space.generator.lr: logunifrom is not one of uniform, loguniform, int, "
+        "choice, same, times, when; did you mean loguniform?",
+        "tiny.toml: search.space.turns.dsteps: turns.dsteps is not a setting; "
+        "did you mean turns.d_steps?",
+    ]
+    found = mistakes_of(path, "cluster.workers=100")  # no experiment is left to look at
+    assert any("turns.batch_size must be at least" in text for text in found)
+    assert any("did you mean turns.d_steps?" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("search.trials=0", "search.trials must be between 1 and 9999, got 0"),
+        ("search.scheduler=hyperband", "search.scheduler must be one of 'none', 'asha', 'median'"),
+        ("search.objectives=['diversity']", "search.objectives must begin with 'fd' or 'kid'"),
+        ("search.budget_kimg=inf", "search.budget_kimg must be > 0 and finite, got inf"),
+        ("search.warm_start='before'", "search.warm_start must be a list, each a text"),
+        ("search.points=[1]", "search.points must be a list, each a table"),
+        ("search=1", "search must be a table, got 1"),
+        ("search.space=1", "search.space must be a table, got 1"),
+    ],
+)
+def test_a_searchs_own_rules_are_told_by_their_full_names(write, override, rule):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(MINIMAL + SEARCH), [override], for_search=True)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(f"command line: {rule}")
+
+
+def test_only_a_search_demands_a_space_and_tries_its_bounds(write):
+    path = write(MINIMAL)
+    for text in ("[search]\ntrials = 4\n", "[search.space]\n", ""):
+        path = write(MINIMAL + text)
+        load_experiment(path)
+        with pytest.raises(ConfigError, match="must name at least one setting to draw"):
+            load_experiment(path, for_search=True)
+    path = write(MINIMAL + "[search.space]\nturns.batch_size = { choice = [1, 8] }\n")
+    load_experiment(path, ["cluster.workers=2"])
+    with pytest.raises(ConfigError, match=r"tiny.toml: search.space.turns.batch_size: choice 1: "):
+        load_experiment(path, ["cluster.workers=2"], for_search=True)
+
+
+def test_the_shipped_experiments_load():
+    folder = Path(__file__).parents[2] / "jobs/experiments"
+    for path in folder.glob("*.toml"):
+        loaded = load_experiment(path)
+        if loaded.experiment.search is not None:
+            load_experiment(path, for_search=True)
+    searched = load_experiment(folder / "digits-search.toml").experiment
+    assert searched.name == "digits"
+    assert searched.turns.total_kimg == 30
