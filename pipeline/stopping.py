@@ -91,6 +91,9 @@ class Asha:
     is worse by more than the noise; what it has shown since the rung counts for it; and nothing is
     cut before `reduction` trials with numbers are at the rung. Until its next rung a trial is
     judged again at each reading, so who arrives first matters little.
+
+    Nothing here saves a slow trial that is far behind at a rung and would have won: only a longer
+    warm-up does.
     """
 
     rungs: tuple[int, ...]  # images, ascending

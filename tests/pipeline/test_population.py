@@ -166,8 +166,8 @@ def test_a_setting_that_the_parent_could_not_have_drawn_stays_the_files_or_is_dr
     assert drawn == pytest.approx(0.25, abs=0.09)
 
 
-# Section 4.1 of the paper: Q(theta) = 1.2 - theta0^2 - theta1^2 is wanted, but a worker only climbs
-# 1.2 - h0 theta0^2 - h1 theta1^2, so that a good h differs as theta comes nearer.
+# Section 4.1 of the paper: 1.2 - theta0^2 - theta1^2 is wanted, but a worker only climbs
+# 1.2 - h0 theta0^2 - h1 theta1^2, and each that starts sees one of the two only.
 
 TOY = Space(
     (

@@ -236,6 +236,20 @@ def crossing(seed: int) -> dict[int, list[Reading]]:
     return curves
 
 
+def close(seed: int) -> dict[int, list[Reading]]:
+    """Nine trials that differ by little more than one evaluation's noise, and do not cross."""
+    chance = random.Random(seed)
+    curves = {}
+    for number in range(9):
+        floor, shared = chance.uniform(5, 8), chance.gauss(0, 0.1)
+        row = [
+            floor + 60 * 0.5 ** (kimg / 3) + shared + chance.gauss(0, 0.5)
+            for kimg in range(1, END + 1)
+        ]
+        curves[number] = curve(*row, error=0.5)
+    return curves
+
+
 def best_of(curves) -> int:
     return min(curves, key=lambda n: robust(curves[n], "fd")[-1].value)
 
@@ -272,11 +286,11 @@ def rays(grace: int):
     return is_cut
 
 
-def survival(rule_of, repeats: int = 200) -> tuple[float, float]:
+def survival(rule_of, curves_of=crossing, *, repeats: int = 200) -> tuple[float, float]:
     """(share of searches whose best trial comes to its end, share of all images played)"""
     survived, played = 0, 0
     for seed in range(repeats):
-        curves = crossing(seed)
+        curves = curves_of(seed)
         came = lengths(curves, rule_of(), seed)
         survived += came[best_of(curves)] == END
         played += sum(came.values())
@@ -293,3 +307,51 @@ def test_the_set_of_crossing_curves_crosses():
         curves = crossing(seed)
         early = {n: readings[:4] for n, readings in curves.items()}
         assert best_of(curves) != best_of(early)
+
+
+def test_the_best_of_close_curves_is_all_but_never_cut():
+    survived, played = survival(ours(0.25), close, repeats=12)
+    assert survived == 1
+    assert played < 0.9
+
+
+def test_asha_saves_what_it_promises_where_curves_differ_and_do_not_cross():
+    """Rungs at 1/4 and 3/4: all play 1/4, a third up to 3/4, a ninth to the end: at best 4/9."""
+
+    def apart(seed: int) -> dict[int, list[Reading]]:
+        levels = random.Random(seed).sample(range(9), 9)
+        return {n: curve(*[10.0 + 5 * level] * 40) for n, level in enumerate(levels)}
+
+    asha = Asha.over(40_000, warm_up=0.25, reduction=3, objective="fd")
+    for seed in range(5):
+        curves = apart(seed)
+        going, images = set(curves), 0
+        for kimg in range(1, 41):
+            images += len(going)
+            shown = {n: curves[n][:kimg] for n in going} | {
+                n: curves[n][:10] for n in curves.keys() - going
+            }
+            going -= {n for n in going if asha.verdict(n, shown)}
+            if kimg >= 10:
+                assert going <= {n for n in curves if curves[n][0].values["fd"] <= 20}
+        assert curves[min(going, key=lambda n: curves[n][0].values["fd"])][0].values["fd"] == 10
+        assert images / 360 < 0.55
+
+
+@pytest.mark.slow
+def test_rays_own_asha_goes_on_with_a_trial_of_nan_and_ours_does_not():
+    theirs = rays(1)
+    curves = field_of(1, 2, 3, 4, 5, 6) | {6: curve(math.nan, math.nan)}
+    shown = {n: readings[:1] for n, readings in curves.items()}
+    cut = [n for n in shown if theirs(n, {n: shown[n]})]
+    assert 5 in cut
+    assert 6 not in cut
+    assert ASHA.verdict(6, shown) == "it diverged: no finite fd from the start"
+
+
+@pytest.mark.slow
+def test_on_close_curves_ours_keeps_the_best_more_often_than_rays():
+    theirs, _ = survival(lambda: rays(7), close, repeats=40)
+    own, _ = survival(ours(0.25), close, repeats=40)
+    assert own > theirs
+    assert own >= 0.95
