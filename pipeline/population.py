@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gan.config import ConfigError
-from pipeline.draws import one_of, random_point, uniform
-from pipeline.experiment import Experiment
+from pipeline.draws import one_of, uniform
 from pipeline.space import Dimension, Space
 
 TRUNCATED = 4  # the worst 1/4 copy members of the best 1/4
@@ -41,16 +40,6 @@ class Move:
     parent: int  # the member whose weights it continues
     point: dict[str, Any]
     origin: Literal["kept", "cloned and changed"]
-
-
-def initial_population(
-    space: Space, base: Experiment, *, seed: int, size: int
-) -> list[dict[str, Any]]:
-    """The points of the first generation: member 0 is the file's own, the rest are random."""
-    return [
-        space.point_of(base) if number == 0 else random_point(space, base, seed, number)
-        for number in range(size)
-    ]
 
 
 def next_generation(

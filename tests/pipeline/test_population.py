@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gan.config import ConfigError
-from pipeline.draws import uniform
+from pipeline.draws import random_point, uniform
 from pipeline.experiment import DataConfig, Experiment
-from pipeline.population import Member, Move, initial_population, next_generation
+from pipeline.population import Member, Move, next_generation
 from pipeline.space import Dimension, Space
 
 BASE = Experiment(name="toy", data=DataConfig(shards="data/toy"))
@@ -31,7 +31,7 @@ RATIO = "discriminator.lr / generator.lr"
 
 
 def population(*scores: float | None, error: float = 0.0, seed: int = 0) -> list[Member]:
-    points = initial_population(SPACE, BASE, seed=seed, size=len(scores))
+    points = [random_point(SPACE, BASE, seed, number) for number in range(len(scores))]
     return [
         Member(number=n, point=point, score=score, error=error)
         for n, (point, score) in enumerate(zip(points, scores, strict=True))
@@ -46,13 +46,6 @@ scores = st.lists(st.one_of(st.none(), st.floats(0, 100)), min_size=4, max_size=
     lambda row: any(score is not None for score in row)
 )
 seeds = st.integers(0, 2**63 - 1)
-
-
-def test_the_first_member_is_the_files_own_experiment():
-    points = initial_population(SPACE, BASE, seed=1, size=6)
-    assert points[0] == SPACE.point_of(BASE)
-    assert len({str(point) for point in points}) == 6
-    assert points[1:4] == initial_population(SPACE, BASE, seed=1, size=4)[1:]
 
 
 @given(scores, seeds, st.integers(1, 50))
