@@ -5,8 +5,10 @@ instant.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 Network = Literal["dcgan", "mlp"]
@@ -57,8 +59,42 @@ class Schedule:
         )
 
 
-def value_at(setting: float | Schedule, nimg: int, *, total_nimg: int) -> float:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """A value that changes at given times: value i holds from `at_kimg[i]` on, to the image.
+
+    A round is played with the values of its start, so a game that stops at `nimg` and goes on with
+    another value is, bit for bit, the game with a step at `nimg / 1000`.
+    """
+
+    at_kimg: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        at, values = list(self.at_kimg), list(self.values)
+        check(
+            (at[:1] == [0], f"at_kimg must begin with 0, got {at}"),
+            (
+                all(map(math.isfinite, at)) and all(a < b for a, b in pairwise(at)),
+                f"at_kimg must be finite and increase, got {at}",
+            ),
+            (all(map(math.isfinite, values)), f"values must be finite, got {values}"),
+            (
+                len(at) == len(values),
+                f"values must be as many as at_kimg, got {len(values)} for {len(at)}",
+            ),
+        )
+        # Lists and whole numbers, too, make the equal object with the equal digest.
+        object.__setattr__(self, "at_kimg", tuple(map(float, at)))
+        object.__setattr__(self, "values", tuple(map(float, values)))
+
+
+def value_at(setting: float | Schedule | Steps, nimg: int, *, total_nimg: int) -> float:
     """The value of a setting after `nimg` images of a run of `total_nimg` images."""
+    if isinstance(setting, Steps):
+        # Rounded, since 10.048 kimg times 1000 is no whole number of images in floating point.
+        begins = [round(kimg * 1000) for kimg in setting.at_kimg]
+        return setting.values[bisect_right(begins, nimg) - 1]
     if not isinstance(setting, Schedule):
         return setting
     span = total_nimg if setting.over_kimg is None else setting.over_kimg * 1000
@@ -68,16 +104,24 @@ def value_at(setting: float | Schedule, nimg: int, *, total_nimg: int) -> float:
     return setting.start + (setting.end - setting.start) * progress
 
 
-def _bounds(setting: float | Schedule) -> tuple[float, float]:
+def _bounds(setting: float | Schedule | Steps) -> tuple[float, float]:
     if isinstance(setting, Schedule):
         return min(setting.start, setting.end), max(setting.start, setting.end)
+    if isinstance(setting, Steps):
+        return min(setting.values), max(setting.values)
     return setting, setting
 
 
-def _shown(setting: float | Schedule) -> str:
+def _shown(setting: float | Schedule | Steps) -> str:
     if isinstance(setting, Schedule):
         return f"{setting.start} to {setting.end}"
+    if isinstance(setting, Steps):
+        return ", ".join(map(str, setting.values))
     return str(setting)
+
+
+def _is_whole(setting: int | Steps) -> bool:
+    return not isinstance(setting, Steps) or all(value.is_integer() for value in setting.values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +132,7 @@ class PlayerConfig:
     width: int = 32  # dcgan: channels at half the image's resolution; mlp: units a layer
     depth: int | None = None  # mlp: hidden layers, 3 where left out; dcgan: set by the image size
     norm: Norm | None = None  # dcgan: 'none' where left out
-    lr: float | Schedule = 2e-4
+    lr: float | Schedule | Steps = 2e-4
     beta1: float = 0.0
     beta2: float = 0.99
 
@@ -143,8 +187,8 @@ class ObjectiveConfig:
     """
 
     name: ObjectiveName = "relativistic"
-    r1_gamma: float | Schedule = 1.0
-    r2_gamma: float | Schedule = 1.0
+    r1_gamma: float | Schedule | Steps = 1.0
+    r2_gamma: float | Schedule | Steps = 1.0
     penalty_interval: int = 1
 
     def __post_init__(self) -> None:
@@ -190,7 +234,7 @@ class TurnsConfig:
     total_kimg: float = 1000.0
     batch_size: int = 64  # global: workers split it
     micro_batch: int | None = None  # most images a worker holds at once; gradients accumulate
-    d_steps: int = 1
+    d_steps: int | Steps = 1
     g_steps: int = 1
     precision: Precision = "float32"
 
@@ -205,7 +249,10 @@ class TurnsConfig:
                 self.micro_batch is None or self.micro_batch >= 1,
                 f"micro_batch must be >= 1, got {self.micro_batch}",
             ),
-            (self.d_steps >= 1, f"d_steps must be >= 1, got {self.d_steps}"),
+            (
+                _bounds(self.d_steps)[0] >= 1 and _is_whole(self.d_steps),
+                f"d_steps must be >= 1 and whole, got {_shown(self.d_steps)}",
+            ),
             (self.g_steps >= 1, f"g_steps must be >= 1, got {self.g_steps}"),
         )
 
@@ -224,14 +271,15 @@ class EmaConfig:
     does).
     """
 
-    half_life_kimg: float = 10.0
+    half_life_kimg: float | Steps = 10.0
     ramp_up: float = 0.05  # 0: the whole half-life from the start
 
     def __post_init__(self) -> None:
         check(
             (
-                0 <= self.half_life_kimg < math.inf,
-                f"half_life_kimg must be >= 0 and finite, got {self.half_life_kimg}",
+                _bounds(self.half_life_kimg)[0] >= 0
+                and _bounds(self.half_life_kimg)[1] < math.inf,
+                f"half_life_kimg must be >= 0 and finite, got {_shown(self.half_life_kimg)}",
             ),
             (
                 0 <= self.ramp_up < math.inf,

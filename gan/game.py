@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gan.config import GameConfig, PlayerConfig, Sample, check_sample, value_at
+from gan.config import GameConfig, PlayerConfig, Sample, Steps, check_sample, value_at
 from gan.ema import Average, decay
 from gan.networks import build_discriminator, build_generator
 from gan.randomness import latents
@@ -79,6 +79,7 @@ class Game:
         self.dtype = DTYPES[config.turns.precision]
         self.world = World.current()
         self.d_turns = self.g_turns = 0
+        self.begin_round()
         self.means = Means()
 
         how = {"conditioning": config.conditioning.name, "sample": sample, "seed": seed}
@@ -105,16 +106,29 @@ class Game:
         """Global batches of reals taken so far by both players: where the data stream stands."""
         return self.d_turns + self.g_turns * self.config.reals_in_g_turn
 
+    def begin_round(self) -> None:
+        """Settles the values that change in steps until the next round begins.
+
+        A game is stopped and resumed between rounds only, so this is no part of its state.
+        """
+        self._round_nimg = self.nimg
+
+    @property
+    def d_steps(self) -> int:
+        """D's turns in the present round."""
+        return int(self._now(self.config.turns.d_steps))
+
     def d_turn(self, batch: Batch) -> None:
         """D's turn: one step against fakes that G makes without learning. Every rank must call
         this.
         """
         objective, turn = self.config.objective, self.d_turns
-        due = objective.penalized and turn % objective.penalty_interval == 0
+        interval = objective.penalty_interval
         gammas = [
-            objective.penalty_interval * self._now(gamma) if due else 0.0
+            interval * self._now(gamma) if turn % interval == 0 else 0.0
             for gamma in (objective.r1_gamma, objective.r2_gamma)
         ]
+        due = any(gammas)
         z = self._my_latents("latent/d", turn)
         self._set_lr(self.D_optimizer, self.config.discriminator)
         self.D_optimizer.zero_grad(set_to_none=True)
@@ -149,8 +163,11 @@ class Game:
         # BatchNorm counts its own rank's images; G_ema must be one generator, so rank 0's count.
         self.world.copy_from_first(self.G.buffers())
         turns = self.config.turns
-        new_images = turns.batch_size * turns.d_steps / turns.g_steps
-        self._ema.update(decay(self.config.ema, new_images=new_images, nimg=self.nimg))
+        new_images = turns.batch_size * self.d_steps / turns.g_steps
+        weight = decay(
+            self.config.ema, new_images=new_images, nimg=self.nimg, round_nimg=self._round_nimg
+        )
+        self._ema.update(weight)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the game's future depends on, as flat named tensors; equal on every rank."""
@@ -201,6 +218,7 @@ class Game:
                     for key, value in saved.items()
                 }
         self.d_turns, self.g_turns = int(state["d_turns"]), int(state["g_turns"])
+        self.begin_round()
 
     def _optimizer_keys(self, state: dict[str, Tensor]) -> set[str]:
         """The optimizer entries that a game which has taken its turns must have."""
@@ -213,7 +231,9 @@ class Game:
         }
 
     def _now(self, setting: Any) -> float:
-        return value_at(setting, self.nimg, total_nimg=self.config.turns.total_nimg)
+        """The value of a setting in this turn: of this image, but steps wait for the round."""
+        nimg = self._round_nimg if isinstance(setting, Steps) else self.nimg
+        return value_at(setting, nimg, total_nimg=self.config.turns.total_nimg)
 
     def _set_lr(self, optimizer: torch.optim.Optimizer, config: PlayerConfig) -> None:
         for group in optimizer.param_groups:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gan.frechet import factor_of, root_traces
+from gan.frechet import Side, factor_of, root_traces
 from gan.moments import FeatureMoments, check_countable
 
 MIN_GROUPS = 5
@@ -70,6 +70,20 @@ class RealDeletions:
         whole = range(-1, len(groups))
         mean, covariance = _deletions(groups, sum_of(groups), whole)
         return cls(mean, _traces(covariance), factor_of(covariance))
+
+    @classmethod
+    def fixed(cls, side: Side, num_groups: int) -> RealDeletions:
+        """Real images of which none is ever left out: errors are then given these very ones.
+
+        For generators that are all held against the same reals, whose own error is no difference
+        between them. The bias that the reals bring in stays, and is the same part of each.
+        """
+        count = num_groups + 1
+        return cls(
+            side.mean.expand(count, -1),
+            torch.full((count,), side.trace, dtype=torch.float64, device=side.mean.device),
+            side.factor.expand(count, -1, -1),
+        )
 
 
 def frechet_deletions(
@@ -128,13 +142,18 @@ def relative_spread(fake: Sequence[FeatureMoments], real: Sequence[FeatureMoment
     1 for a generator as varied as the data, 0 for one that always draws the same image. Raises
     ValueError as `corrected_frechet` does.
     """
-    num_groups = _check_groups([fake, real])
-    total_fake, total_real = sum_of(fake), sum_of(real)
-    check_countable(total_fake, total_real)
-    ratios = [_spread(total_fake) / _spread(total_real)]
-    for k in range(num_groups):
-        ratios.append(_spread(total_fake.without(fake[k])) / _spread(total_real.without(real[k])))
-    return jackknife(torch.stack(ratios))
+    _check_groups([fake, real])
+    return jackknife(spread_deletions(fake) / spread_deletions(real))
+
+
+def spread_deletions(groups: Sequence[FeatureMoments]) -> Float64[Tensor, " deletions"]:
+    """Trace of the covariance of everything, then of everything but group 0, 1, ...
+
+    Raises ValueError for features that are not finite.
+    """
+    total = sum_of(groups)
+    check_countable(total)
+    return torch.stack([_spread(total), *(_spread(total.without(group)) for group in groups)])
 
 
 def _spread(moments: FeatureMoments) -> Float64[Tensor, ""]:

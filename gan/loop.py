@@ -21,11 +21,14 @@ class Tick:
 
 
 def play_round(game: Game, batches: Iterator[Batch]) -> None:
-    """`d_steps` turns of D, then `g_steps` turns of G. Every rank must call this."""
-    turns = game.config.turns
-    for _ in range(turns.d_steps):
+    """`d_steps` turns of D, then `g_steps` turns of G. Every rank must call this.
+
+    What changes in steps keeps the value that it has at the start of the round.
+    """
+    game.begin_round()
+    for _ in range(game.d_steps):
         game.d_turn(next(batches))
-    for _ in range(turns.g_steps):
+    for _ in range(game.config.turns.g_steps):
         game.g_turn(next(batches) if game.config.reals_in_g_turn else None)
 
 

@@ -19,6 +19,7 @@ COLUMNS = (  # heading, width, metric, format
     ("g/loss", 8, "g/loss", "{:.4f}"),
     ("value", 8, "game/value", "{:.4f}"),
 )
+SHOWN = ("fd", "kid")  # of the scores
 
 
 @click.command("train")
@@ -42,9 +43,10 @@ def command(experiment, overrides, dry_run, again) -> None:
     click.echo(f"{loaded.experiment.name}: loading torch, ray and mlflow")
     from pipeline.train import TrainingError, train
 
+    single = loaded.experiment.replace("search", None)  # its [search] is for `forger search`
     screen = Screen(loaded.experiment.turns.total_kimg)
     try:
-        trained = train(loaded.experiment, screen.watcher(), again=again)
+        trained = train(single, screen.watcher(), again=again)
     except TrainingError as error:
         raise click.ClickException(
             f"{error}\nthe same command goes on from the last checkpoint"
@@ -125,14 +127,21 @@ class Screen:
             f"{form.format(line.metrics[name]) if name in line.metrics else '':>{width}}"
             for _, width, name, form in COLUMNS
         )
-        scores = "  ".join(
-            f"{name.removeprefix('score/')} {value:.4g}"
-            for name, value in line.metrics.items()
-            if name.startswith("score/")
-        )
+        scores = "  ".join(_scores(line.metrics))
         speed = line.metrics["speed/img_per_sec"]
         left = (self.total_kimg * 1000 - line.nimg) / speed
         click.echo(f"{line.nimg / 1000:>8.1f}{_clock(left):>7}{cells}  {scores}".rstrip())
+
+
+def _scores(metrics: dict[str, float]) -> list[str]:
+    """The distances, for one line; errors and the rest are in the journal and in MLflow."""
+    from pipeline.snapshot import measure_of
+
+    return [
+        f"{name.removeprefix('score/')} {value:.4g}"
+        for name, value in metrics.items()
+        if measure_of(name) in SHOWN
+    ]
 
 
 def _clock(seconds: float) -> str:
@@ -149,7 +158,7 @@ def _print_end(trained: Trained, command_line: str) -> None:
     assert registered is not None
     best = run.best()
     assert best is not None
-    scores = ", ".join(f"{k.removeprefix('score/')} {v:.4g}" for k, v in best.card.scores.items())
+    scores = ", ".join(_scores(best.card.scores))
     known = ", the same generator as before" if registered.known else ""
     name = registered.model.removesuffix("-candidates")
     click.echo(

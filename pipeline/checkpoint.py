@@ -54,9 +54,21 @@ def checkpoint_at(storage: Folder, nimg: int) -> Checkpoint:
     return _read(storage, f"{FOLDER}/{nimg:012d}/{MANIFEST}")
 
 
+def copy_checkpoint(source: Folder, target: Folder, nimg: int) -> None:
+    """Publishes the checkpoint of `source` at `nimg` in `target` as well."""
+    for name in (TENSORS, MANIFEST):
+        path = f"{FOLDER}/{nimg:012d}/{name}"
+        target.write(path, source.read(path))
+
+
+def all_nimg(storage: Folder) -> list[int]:
+    """The nimg of every checkpoint, by their names alone, oldest first."""
+    return sorted(int(name.split("/")[-2]) for name in _manifests(storage))
+
+
 def newest_nimg(storage: Folder) -> int:
     """The nimg of the newest checkpoint, by its name alone; 0 where there is none."""
-    return max((int(name.split("/")[-2]) for name in _manifests(storage)), default=0)
+    return max(all_nimg(storage), default=0)
 
 
 def _manifests(storage: Folder) -> list[str]:

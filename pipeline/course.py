@@ -6,22 +6,25 @@ that a course which is taken up again goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from gan.config import ConfigError
 from pipeline.branch import branch
 from pipeline.checkpoint import newest_nimg
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
-from pipeline.ledger import ENDED, Ledger, Reading, State, Trial
-from pipeline.population import Member, Move, initial_population, next_generation
+from pipeline.extractors import absolute_name, absolute_weights
+from pipeline.first_points import Earlier
+from pipeline.ledger import Ledger, State, Trial
+from pipeline.population import Member, Move, next_generation
 from pipeline.run import Run
-from pipeline.space import Space
+from pipeline.settings import get
+from pipeline.space import Space, with_settings
 from pipeline.stopping import rule_for
 from pipeline.suggest import suggester_for
 
@@ -49,13 +52,17 @@ class Plan(Protocol):
         """Whether no trial is to come any more, whatever the running ones do."""
         ...
 
+    def begun(self, trial: Trial) -> None:
+        """Learns of a trial that was under way when the search was interrupted."""
+        ...
+
     def ended(self, trial: Trial) -> None:
         """Learns how a trial ended."""
         ...
 
 
 class Course:
-    """One search under way. Safe to call from the thread that drives Ray and the one that shows."""
+    """One search under way; the thread that drives Ray and the one that shows may both call it."""
 
     def __init__(self, ledger: Ledger, shards: ShardSet, space: Space, plan: Plan):
         self.ledger, self.shards, self.space, self.plan = ledger, shards, space, plan
@@ -71,6 +78,8 @@ class Course:
         for trial in self.trials:
             if trial.ended:
                 self.plan.ended(trial)
+            else:
+                self.plan.begun(trial)
 
     def next(self) -> Trial | None:
         """The next trial to play, with its run's folder made; None where others must end first.
@@ -87,7 +96,11 @@ class Course:
                 trial = drawn
                 self.ledger.write(trial)
                 self.trials.append(trial)
-            self._make_run(trial)
+            try:
+                self._make_run(trial)
+            except ConfigError as error:  # a combination of settings that no check had tried
+                self._end(trial, Ending("failed", "; ".join(error.mistakes)))
+                return None
             trial.state = "running"
             self._tell(trial)
             return trial
@@ -113,8 +126,8 @@ class Course:
             self.ledger.catch_up(trial)
             if trial.state == "running" and not trial.reason:
                 curves = {t.number: t.readings for t in self.trials if t.state != "failed"}
-                lost = frozenset(t.number for t in self.trials if t.state == "diverged")
-                reason = self.rule.verdict(number, curves, lost)
+                lost = {t.number for t in self.trials if t.state == "diverged"}
+                reason = self.rule.verdict(number, curves, diverged=lost)
                 if reason is not None:
                     trial.reason = reason
                     self.ledger.run_of(trial).request_stop()
@@ -130,13 +143,9 @@ class Course:
                 self.ledger.catch_up(trial)
             if ending.state == "stopped" and not trial.reason:
                 trial.state = "waiting"  # the whole search was asked to stop; it goes on later
+                self._tell(trial)
             else:
-                trial.state = ending.state
-                trial.reason = ending.reason or (trial.reason if ending.state == "stopped" else "")
-            self._tell(trial)
-            if trial.ended:
-                self.plan.ended(trial)
-                self._look_for_a_crash_loop()
+                self._end(trial, ending)
 
     def stop(self) -> None:
         """Asks every running trial to checkpoint and return; begins no other."""
@@ -144,6 +153,13 @@ class Course:
             self.stopping = True
             for trial in self.running:
                 self.ledger.run_of(trial).request_stop()
+
+    def _end(self, trial: Trial, ending: Ending) -> None:
+        trial.state = ending.state
+        trial.reason = ending.reason or (trial.reason if ending.state == "stopped" else "")
+        self._tell(trial)
+        self.plan.ended(trial)
+        self._look_for_a_crash_loop()
 
     def _trial(self, number: int) -> Trial:
         return next(trial for trial in self.trials if trial.number == number)
@@ -158,7 +174,7 @@ class Course:
             if not trial.reason:
                 run.withdraw_stop()
             return
-        experiment = self.experiment_of(trial)
+        experiment = _found_from_anywhere(self.experiment_of(trial), self.shards)
         lineage = {"search": {"name": self.ledger.name, "id": self.ledger.id,
                               "trial": trial.number, "point": dict(trial.point)}}  # fmt: skip
         if trial.parent is None:
@@ -169,7 +185,7 @@ class Course:
 
     def experiment_of(self, trial: Trial) -> Experiment:
         """The experiment that a trial plays, as one that could be trained by itself."""
-        return experiment_of(self.ledger, self.space, trial)
+        return experiment_of(self.ledger, trial)
 
     def _spent_all(self) -> bool:
         budget = self.ledger.config.budget_kimg
@@ -186,30 +202,37 @@ class Course:
             )
 
 
-def experiment_of(ledger: Ledger, space: Space, trial: Trial) -> Experiment:
+def experiment_of(ledger: Ledger, trial: Trial) -> Experiment:
     """What a trial plays, for `forger train`: its settings, without the search."""
     base = ledger.experiment
-    cluster = base.cluster
     changes = {
-        "search": None,
         "name": trial.run,
         "tracking.experiment": base.tracking.experiment or base.name,
         "tracking.model": base.tracking.model or base.name,
         "cluster.storage": str(ledger.runs.root),
     }
-    experiment = space.with_settings(base, trial.settings)
+    experiment = with_settings(base, trial.settings)
     for key, value in changes.items():
         experiment = experiment.replace(key, value)
-    assert experiment.cluster.workers == cluster.workers
     return experiment
+
+
+def _found_from_anywhere(experiment: Experiment, shards: ShardSet) -> Experiment:
+    """With names that hold in any folder, because Ray runs trials in folders of its own."""
+    evaluate = dataclasses.replace(
+        experiment.evaluate,
+        extractor=absolute_name(experiment.evaluate.extractor),
+        weights=absolute_weights(experiment.evaluate.weights),
+    )
+    data = dataclasses.replace(experiment.data, shards=shards.uri)
+    return dataclasses.replace(experiment, data=data, evaluate=evaluate)
 
 
 class TrialByTrial:
     """Independent trials: the searcher says where, the stopping rule how long."""
 
-    def __init__(self, ledger: Ledger, space: Space, *, earlier=()):
-        self.ledger, self.space = ledger, space
-        self.config = ledger.config
+    def __init__(self, ledger: Ledger, space: Space, *, earlier: Sequence[Earlier] = ()):
+        self.ledger, self.config = ledger, ledger.config
         self.suggester = suggester_for(self.config, space, ledger.experiment, earlier=earlier)
 
     def next(self, trials: Sequence[Trial]) -> Trial | None:
@@ -217,14 +240,11 @@ class TrialByTrial:
         suggestion = self.suggester.ask(number)
         if suggestion is None:
             return None
-        settings = {}
-        if number > 0:  # trial 0 is the file's own experiment, whatever the ranges hold
-            settings = self.space.settings(self.ledger.experiment, suggestion.point)
         return Trial(
             number=number,
             run=self.ledger.run_name(number),
-            point=dict(suggestion.point),
-            settings=settings,
+            point=suggestion.point,
+            settings=suggestion.settings,
             origin=suggestion.origin,
             until_nimg=self.ledger.experiment.turns.total_nimg,
         )
@@ -232,15 +252,11 @@ class TrialByTrial:
     def exhausted(self, trials: Sequence[Trial]) -> bool:
         return len(trials) >= self.config.trials
 
+    def begun(self, trial: Trial) -> None:
+        self.suggester.begun(trial.number, trial.point)
+
     def ended(self, trial: Trial) -> None:
-        best = [trial.best(objective) for objective in self.config.objectives]
-        values = [
-            reading.values[objective]
-            for reading, objective in zip(best, self.config.objectives, strict=True)
-            if reading is not None
-        ]
-        lost = trial.state in ("diverged", "failed") or len(values) < len(best)
-        self.suggester.tell(trial.number, trial.point, None if lost else values)
+        self.suggester.tell(trial.number, trial.point, trial.reached(self.config.objectives))
 
 
 class Generations:
@@ -248,10 +264,10 @@ class Generations:
     last.
     """
 
-    def __init__(self, ledger: Ledger, space: Space):
+    def __init__(self, ledger: Ledger, space: Space, *, earlier: Sequence[Earlier] = ()):
         self.ledger, self.space, self.config = ledger, space, ledger.config
         self.size = self.config.trials
-        self.gave_up = False
+        self.first = suggester_for(self.config, space, ledger.experiment, earlier=earlier)
 
     def until(self, generation: int) -> int:
         """Where a generation ends, in images."""
@@ -272,8 +288,11 @@ class Generations:
     def exhausted(self, trials: Sequence[Trial]) -> bool:
         return len(trials) >= self.size * self.config.generations or self._all_lost(trials)
 
-    def ended(self, trial: Trial) -> None:
+    def begun(self, trial: Trial) -> None:
         """Nothing to learn: every generation is decided from the ledger."""
+
+    def ended(self, trial: Trial) -> None:
+        """As for `begun`."""
 
     def _all_lost(self, trials: Sequence[Trial]) -> bool:
         newest = max((trial.generation for trial in trials), default=0)
@@ -281,14 +300,14 @@ class Generations:
         return len(last) == self.size and all(t.state in ("diverged", "failed") for t in last)
 
     def _first(self, member: int) -> Trial:
-        base = self.ledger.experiment
-        point = initial_population(self.space, base, seed=self.config.seed, size=self.size)[member]
+        suggestion = self.first.ask(member)
+        assert suggestion is not None
         return Trial(
             number=member,
             run=self.ledger.run_name(member),
-            point=dict(point),
-            settings={} if member == 0 else self.space.settings(base, point),
-            origin="the file's own" if member == 0 else "random",
+            point=suggestion.point,
+            settings=suggestion.settings,
+            origin=suggestion.origin,
             member=member,
             until_nimg=self.until(0),
         )
@@ -307,16 +326,14 @@ class Generations:
                     error=0.0 if reading is None else reading.errors[objective],
                 )
             )
-        return next_generation(
-            members, self.space, seed=self.config.seed, generation=generation
-        )
+        return next_generation(members, self.space, seed=self.config.seed, generation=generation)
 
     def _later(self, number: int, generation: int, move: Move, parent: Trial) -> Trial:
         base = self.ledger.experiment
-        now = self.space.settings(base, move.point)
+        now, file = self.space.settings(base, move.point), base.to_dict()
         from_nimg = newest_nimg(self.ledger.run_of(parent).storage)
         settings = {
-            key: lived(parent.settings.get(key, base_value(base, key)), value, from_nimg=from_nimg)
+            key: lived(parent.settings.get(key, get(file, key)), value, from_nimg=from_nimg)
             for key, value in now.items()
         }
         return Trial(
@@ -332,3 +349,17 @@ class Generations:
             nimg=from_nimg,
             until_nimg=self.until(generation),
         )
+
+
+def lived(before: Any, value: float, *, from_nimg: int) -> Any:
+    """A setting's whole life: what it was, then `value` from `from_nimg` images on.
+
+    A number where it never changed, else a table of Steps.
+    """
+    steps = before if isinstance(before, dict) else {"at_kimg": [0.0], "values": [before]}
+    if steps["values"][-1] == value:
+        return before
+    return {
+        "at_kimg": [*steps["at_kimg"], from_nimg / 1000],
+        "values": [*steps["values"], value],
+    }

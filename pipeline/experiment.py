@@ -21,6 +21,7 @@ from gan.config import (
     TurnsConfig,
     check,
 )
+from pipeline.search_config import SearchConfig
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -165,6 +166,7 @@ class Experiment:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    search: SearchConfig | None = None  # None for a single run: a trial, `forger train`
 
     def __post_init__(self) -> None:
         check(
@@ -216,12 +218,17 @@ class Experiment:
         return max(1, round(self.turns.total_nimg / times if kimg is None else kimg * 1000))
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its dotted name; schedules spread into their parts."""
-        return dict(leaves(self.to_dict()))
+        """Every setting of the run by its dotted name, without the search; schedules spread into
+        their parts.
+        """
+        return dict(leaves(dataclasses.replace(self, search=None).to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as the TOML file would hold them."""
-        return dataclasses.asdict(self)
+        """Nested plain values, as the TOML file would hold them; no 'search' where it is None."""
+        values = dataclasses.asdict(self)
+        if self.search is None:
+            del values["search"]
+        return values
 
     def replace(self, key: str, value: Any) -> Experiment:
         """The experiment with one setting changed, by its dotted name.

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
 
-from gan.config import ConfigError, Schedule
+from gan.config import ConfigError
 from pipeline.experiment import Experiment, leaves
+from pipeline.search_checks import search_mistakes
+from pipeline.settings import entries, put
+from pipeline.space import EMPTY
+from pipeline.validator import PLACEHOLDERS, checked, experiment_from_dict, placed
 
-PLACEHOLDERS = {"name": "unnamed", "data.shards": "unknown"}  # while other mistakes are looked for
+__all__ = ["Loaded", "experiment_from_dict", "experiment_toml", "load_experiment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +28,37 @@ class Loaded:
     sources: dict[str, str]
 
 
-def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
+def load_experiment(
+    path: str | Path, overrides: Iterable[str] = (), *, for_search: bool = False
+) -> Loaded:
     """Reads an experiment file, what it extends, and `key=value` overrides.
 
-    Raises one ConfigError with all mistakes, each with its file and key.
+    A `[search]` is read and checked whatever it is loaded for; `for_search` also demands a space
+    and tries its bounds. Raises one ConfigError with all mistakes, each with its file and key.
     """
     values, sources = _read(Path(path), seen=())
     values.setdefault("name", Path(path).stem)
-    mistakes = []
+    said = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            mistakes.append(
+            said.append(
                 f"an override is key=value, such as turns.total_kimg=100, got {override!r}"
             )
             continue
-        _put(values, key.strip(), _parse_value(text.strip()))
+        put(values, key.strip(), _parse_value(text.strip()))
         for old in [old for old in sources if old == key or old.startswith(key + ".")]:
             del sources[old]
         sources[key.strip()] = "command line"
-    experiment = _validated(values, sources=sources, mistakes=mistakes)
+    experiment = checked(values, sources=sources, said=said)
+    searched = experiment or _with_search_of(values)
+    for key, text in search_mistakes(searched, bounds=for_search and experiment is not None):
+        if text != EMPTY or not _written_space(values):  # else it was refused above
+            said.append(placed(key, text, sources))
+    if said:
+        raise ConfigError(said)
+    assert experiment is not None
     return Loaded(experiment, sources)
-
-
-def experiment_from_dict(values: Mapping[str, Any]) -> Experiment:
-    """The experiment of `Experiment.to_dict()`. Raises ConfigError naming every mistake."""
-    return _validated(dict(values), sources={})
 
 
 def experiment_toml(experiment: Experiment) -> str:
@@ -63,7 +66,7 @@ def experiment_toml(experiment: Experiment) -> str:
     values: dict[str, Any] = {}
     for key, value in leaves(experiment.to_dict()):
         if value is not None:
-            _put(values, key, value)
+            put(values, key, value)
     return tomli_w.dumps(values)
 
 
@@ -85,8 +88,8 @@ def _read(path: Path, *, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[s
                 [f"{path}: extends must name another experiment file, got {parent!r}"]
             )
         merged, sources = _read(resolved.parent / parent, seen=(*seen, resolved))
-    for key, value in leaves(values):
-        _put(merged, key, value)
+    for key, value in entries(values):
+        put(merged, key, value)
         sources[key] = path.name
     return merged, sources
 
@@ -99,154 +102,16 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = values.get(section)
-        if not isinstance(inner, dict):
-            inner = values[section] = {}
-        values = inner
-    values[last] = value
+def _written_space(values: Mapping[str, Any]) -> Any:
+    search = values.get("search")
+    return search.get("space") if isinstance(search, Mapping) else search
 
 
-def _drop(values: dict[str, Any], key: str) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        values = values.get(section, {})
-        if not isinstance(values, dict):
-            return
-    values.pop(last, None)
-
-
-@cache
-def _settings(section: type = Experiment, prefix: str = "") -> dict[str, Any]:
-    """Every setting's dotted name, with its type."""
-    found: dict[str, Any] = {}
-    for name, hint in get_type_hints(section).items():
-        inner = [t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)]
-        if not inner or get_args(hint):
-            found[f"{prefix}{name}"] = hint
-        for nested in inner:
-            assert isinstance(nested, type)
-            found |= _settings(nested, f"{prefix}{name}.")
-    return found
-
-
-@cache
-def _adapter() -> TypeAdapter[Experiment]:
-    return TypeAdapter(Experiment)
-
-
-def _validated(
-    values: dict[str, Any], *, sources: Mapping[str, str], mistakes: Iterable[str] = ()
-) -> Experiment:
-    """The checked experiment; where there are mistakes, all are raised together."""
-    said = list(mistakes)
-    values = json.loads(json.dumps(values, default=str))
-    bad = _drop_unknown(values, sources=sources, said=said)
-    while True:
-        try:
-            experiment = _adapter().validate_json(json.dumps(values), strict=True)
-            break
-        except ValidationError as error:
-            found = _readable(error, values)
-            fresh = [(key, text) for key, text in found if key not in bad]
-            for key, text in fresh:
-                if not any(
-                    old in text for old in bad if old
-                ):  # a rule that looks at a dropped value
-                    said.append(_placed(key, text, sources))
-                bad.add(key)
-                _drop(values, key)
-            for key in bad & PLACEHOLDERS.keys():
-                _put(values, key, PLACEHOLDERS[key])
-            if not fresh:
-                raise ConfigError(said) from None
-    if said:
-        raise ConfigError(said)
+def _with_search_of(values: Mapping[str, Any]) -> Experiment:
+    """The defaults with a file's search, where the file's other settings fit no experiment."""
+    plain: dict[str, Any] = {"search": values.get("search", {})}
+    for key, value in PLACEHOLDERS.items():
+        put(plain, key, value)
+    experiment = checked(plain, sources={}, said=[])
+    assert experiment is not None
     return experiment
-
-
-def _drop_unknown(
-    values: dict[str, Any], *, sources: Mapping[str, str], said: list[str]
-) -> set[str]:
-    settings = _settings()
-    sections = {key.rpartition(".")[0] for key in settings}
-    bad = set()
-    for key, _ in list(leaves(values)):
-        if key in settings or (key in sections and key):
-            continue
-        near = difflib.get_close_matches(key, settings, n=1, cutoff=0.6)
-        last = key.rpartition(".")[2]
-        near = near or [s for s in settings if s.rpartition(".")[2] == last][:1]
-        hint = f"; did you mean {near[0]}?" if near else ""
-        said.append(_placed(key, f"{key} is not a setting{hint}", sources))
-        bad.add(key)
-        _drop(values, key)
-    return bad
-
-
-def _readable(error: ValidationError, values: dict[str, Any]) -> list[tuple[str, str]]:
-    """(key, message) of each mistake, in the words of the file."""
-    found: dict[str, tuple[str, str]] = {}
-    settings = _settings()
-    for detail in error.errors():
-        loc = [str(part) for part in detail["loc"]]
-        broken = detail.get("ctx", {}).get("error")
-        if isinstance(broken, ConfigError):
-            section = ".".join(part for part in loc if part not in ("Schedule",))
-            for mistake in broken.mistakes:
-                field_name = re.match(r"[\w.]+", mistake)
-                name = field_name.group() if field_name else ""
-                full = f"{section}.{name}" if f"{section}.{name}" in settings else name
-                text = f"{section}.{mistake}" if section and full != name else mistake
-                found[full + text] = (full if full in settings else section, text)
-            continue
-        while loc and ".".join(loc) not in settings:
-            loc.pop()
-        key = ".".join(loc) or ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "missing":
-            found.setdefault(key, (key, f"{key} must be given"))
-        else:
-            got = _get(values, key)
-            found.setdefault(
-                key, (key, f"{key} must be {_expected(settings.get(key))}, got {got!r}")
-            )
-    return list(found.values())
-
-
-def _get(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
-
-
-def _expected(hint: Any) -> str:
-    """A type in the words of a TOML file."""
-    words = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        type(None): "",
-    }
-    if hint in words:
-        return words[hint]
-    if hint is Schedule:
-        return "a schedule such as { start = 2e-4, end = 5e-5 }"
-    options = get_args(hint)
-    if options and all(isinstance(option, str) for option in options):
-        return "one of " + ", ".join(f"'{option}'" for option in options)
-    return " or ".join(word for option in options if (word := _expected(option))) or "a table"
-
-
-def _placed(key: str, text: str, sources: Mapping[str, str]) -> str:
-    source = next(
-        (
-            s
-            for k, s in sources.items()
-            if (key + ".").startswith(k + ".") or k.startswith(key + ".")
-        ),
-        None,
-    )
-    return f"{source}: {text}" if source else text

@@ -14,9 +14,10 @@ from torch import nn
 
 from gan.config import Conditioning, ConfigError
 from gan.features import Extractor
-from gan.metrics import FeatureMoments, frechet_distance, kid
+from gan.moments import FeatureMoments
 from gan.randomness import latents
 from gan.sampling import to_uint8
+from gan.tally import RealSide, Tally
 from gan.world import World
 from pipeline.dataset import ShardSet
 from pipeline.protocol import BLOCK, Protocol, metric_name, protocol_for
@@ -57,7 +58,7 @@ class Judge:
         self.device = torch.device(device)
         extractor.module.to(self.device)
         self._reader = ShardReader(shards)
-        self._real: FeatureMoments | None = None
+        self._real: RealSide | None = None
 
     def score(
         self,
@@ -66,10 +67,11 @@ class Judge:
         latent_dim: int,
         conditioning: Conditioning,
         images: int,
+        seed: int = SEED,
         progress: Progress = lambda done, total: None,
     ) -> Score:
-        """Frechet distance and KID of `images` samples at fixed latents, the same at any world
-        size.
+        """Frechet distance, KID and diversity of `images` samples at fixed latents, the same at
+        any world size; with standard errors where there are images enough (see `Tally.measures`).
 
         Labels to forge under are the data's own. Raises ValueError where a feature is not finite.
         Every rank must call this.
@@ -79,28 +81,26 @@ class Judge:
             self.extractor,
             num_images=images,
             labels="none" if conditioning == "none" else "data",
-            latents=f"{STREAM}/{SEED}",
+            latents=f"{STREAM}/{seed}",
         )
-        real = self._real = self._real or self._measure_reals(protocol, progress)
-        fake = FeatureMoments.zeros(self.extractor.dim, device=self.device)
+        if self._real is None:
+            self._real = RealSide.of(self._measure_reals(protocol, progress))
+        fakes = Tally(self.extractor.dim, num_images=images, device=self.device)
         blocks = self._my_blocks(images)
         first = next(generator.parameters())
         for done, block in enumerate(blocks):
-            z = latents(SEED, STREAM, block.start, batch_size=BLOCK, latent_dim=latent_dim)
+            z = latents(seed, STREAM, block.start, batch_size=BLOCK, latent_dim=latent_dim)
             labels = None
             if conditioning != "none":
                 numbers = np.arange(block.start, block.stop) % self.shards.num_images
                 labels = self._reader.labels(numbers).to(first.device)
             with torch.no_grad():
                 samples = to_uint8(generator(z[: len(block)].to(first), labels))
-            fake.add(self.extractor(samples.to(self.device)))
+            fakes.add(self.extractor(samples.to(self.device)), first=block.start)
             progress(done + 1, len(blocks))
-        fake = fake.reduce(self.world)
-        values = {"fd": frechet_distance(fake, real), "kid": kid(fake, real)}
         metrics = {
             metric_name(name, self.extractor, images=images): value
-            for name, value in values.items()
-            if value is not None
+            for name, value in fakes.measures(self._real, self.world).items()
         }
         return Score(metrics, protocol)
 

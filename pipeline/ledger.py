@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,6 +82,13 @@ class Trial:
         """The evaluation with the smallest value of an objective; the earlier one of equals."""
         found = [reading for reading in self.readings if objective in reading.values]
         return min(found, key=lambda reading: reading.values[objective], default=None)
+
+    def reached(self, objectives: Sequence[str]) -> tuple[float, ...] | None:
+        """The best value of each objective; None where it diverged, failed or was never judged."""
+        best = [reading for name in objectives if (reading := self.best(name)) is not None]
+        if self.state in ("diverged", "failed") or len(best) < len(objectives):
+            return None
+        return tuple(r.values[name] for r, name in zip(best, objectives, strict=True))
 
 
 def reading_of(line: JournalLine) -> Reading | None:
@@ -168,6 +175,13 @@ class Ledger:
         """The `[search]` section."""
         assert self.experiment.search is not None
         return self.experiment.search
+
+    @property
+    def alike(self) -> dict[str, Any]:
+        """What scores of two searches must share to be compared, besides the data."""
+        evaluate = self.experiment.evaluate
+        return {"images": evaluate.images, "extractor": evaluate.extractor,
+                "objectives": list(self.config.objectives)}  # fmt: skip
 
     @property
     def runs(self) -> Folder:

@@ -50,8 +50,19 @@ class Outcome:
     finished: bool
 
 
-def play(run: Run, shards: ShardSet, *, device: torch.device | str = "cpu") -> Outcome:
+def play(
+    run: Run,
+    shards: ShardSet,
+    *,
+    device: torch.device | str = "cpu",
+    until_nimg: int | None = None,
+) -> Outcome:
     """Plays `run` from its newest checkpoint to its end, or to the next tick after a stop request.
+
+    With `until_nimg` it pauses after the first round that reaches so many images, judged and with
+    a checkpoint; the weights do not depend on pauses. A pause is a tick, so the next tick's means
+    are of the images since; to leave all ticks where they are, pause at a multiple of
+    `experiment.tick_nimg`. A run that is there already does nothing.
 
     Every rank of the default process group must call this (or one process where there is no
     group); rank 0 alone writes to the run's folder.
@@ -72,10 +83,11 @@ def play(run: Run, shards: ShardSet, *, device: torch.device | str = "cpu") -> O
         world=world,
     )
     total, before = experiment.turns.total_nimg, game.nimg
+    until = total if until_nimg is None else min(until_nimg, total)
     stopped = False
-    for tick in training(game, stream, until_nimg=total, tick_nimg=experiment.tick_nimg):
+    for tick in training(game, stream, until_nimg=until, tick_nimg=experiment.tick_nimg):
         _check_finite(tick)
-        ends = tick.nimg >= total
+        ends = tick.nimg >= until
         judged = ends or _due(before, tick.nimg, experiment.evaluate_nimg)
         host.report(tick, judged=judged)
         stopped = _any(world, world.is_first and run.stop_requested)

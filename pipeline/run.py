@@ -11,11 +11,10 @@ runs/<name>/result.json               written once the run is complete
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
@@ -32,7 +31,6 @@ from pipeline.storage import Folder, open_storage
 RECORD = "run.json"
 RESULT = "result.json"
 STOP = "stop-request"
-LOCK = "lock"
 JOURNAL = "journal"
 SNAPSHOTS = "snapshots"
 GRID = "samples.png"
@@ -94,8 +92,15 @@ class Run:
         )
 
     @classmethod
-    def open(cls, name: str, experiment: Experiment, shards: ShardSet) -> Run:
-        """The run of this name, new or to be continued.
+    def open(
+        cls,
+        name: str,
+        experiment: Experiment,
+        shards: ShardSet,
+        *,
+        lineage: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """The run of this name, new or to be continued; a new one has `lineage` beside its own.
 
         Raises ConfigError where the run was begun with another experiment or on other data, naming
         each changed setting.
@@ -103,7 +108,7 @@ class Run:
         storage = open_storage(f"{experiment.cluster.storage}/{name}")
         if storage.exists(RECORD):
             run = cls.at(storage)
-            _refuse_changes(run, experiment, shards)
+            refuse_changes(run, experiment, shards)
             run.experiment = experiment
             return run
         run = cls(
@@ -112,12 +117,13 @@ class Run:
             id=uuid.uuid4().hex,
             experiment=experiment,
             data_digest=shards.digest,
-            lineage=code_and_packages(),
+            lineage=code_and_packages() | dict(lineage or {}),
         )
-        run._write_record()
+        run.publish()
         return run
 
-    def _write_record(self) -> None:
+    def publish(self) -> None:
+        """Writes the record that makes the folder a run."""
         record = {
             "schema": 1,
             "name": self.name,
@@ -161,14 +167,8 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the run for one driver. Raises ConfigError where another one here has it."""
-        self.storage.root.mkdir(parents=True, exist_ok=True)
-        with open(self.storage.path(LOCK), "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(
-                    [f"{self.name} is being trained by another command; wait for it, or stop it"]
-                ) from None
+        refusal = f"{self.name} is being trained by another command; wait for it, or stop it"
+        with self.storage.locked(refusal):
             yield
 
     @property
@@ -201,10 +201,13 @@ class Run:
     def best(self) -> Best | None:
         """The snapshot with the smallest chosen metric, the earlier one of equals.
 
-        Only those judged as the newest was are compared: same extractor, counts and reference.
+        Only those judged as the newest was are compared: same extractor, counts and reference. By
+        the value without bias where all have it: the bias is less for a generator that collapsed.
         """
         metric, snapshots = self.experiment.evaluate.metric, self.snapshots()
         alike = [s for s in snapshots if s.protocol == snapshots[-1].protocol]
+        if all(s.card.score(f"{metric}_corrected") is not None for s in alike):
+            metric = f"{metric}_corrected"
         scores = [(score, s) for s in alike if (score := s.card.score(metric)) is not None]
         return min(scores, key=lambda pair: pair[0])[1] if scores else None
 
@@ -222,15 +225,16 @@ class JournalWriter:
         self._lines: list[str] = []
         self._segment = ""
 
-    def add(self, line: JournalLine) -> None:
-        """Publishes one more tick."""
-        if line.nimg <= self._last:
+    def add(self, *lines: JournalLine) -> None:
+        """Publishes more ticks, given in order."""
+        fresh = [line for line in lines if line.nimg > self._last]
+        if not fresh:
             return
         if not self._lines:
-            self._segment = f"{JOURNAL}/{line.nimg:012d}.jsonl"
-        self._lines.append(json.dumps(asdict(line)))
+            self._segment = f"{JOURNAL}/{fresh[0].nimg:012d}.jsonl"
+        self._lines += [json.dumps(asdict(line)) for line in fresh]
         self._run.storage.write(self._segment, ("\n".join(self._lines) + "\n").encode())
-        self._last = line.nimg
+        self._last = fresh[-1].nimg
 
     def roll(self) -> None:
         """Begins a new segment, so that segments stay short."""
@@ -255,21 +259,30 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _refuse_changes(run: Run, experiment: Experiment, shards: ShardSet) -> None:
+def refuse_changes(run: Run, experiment: Experiment, shards: ShardSet) -> None:
+    """Raises one ConfigError naming every setting that the weights depend on and that differs from
+    the run's, and other data.
+    """
     old, new = run.experiment.identity, experiment.identity
     mistakes = [
         f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-    if run.data_digest != shards.digest:
-        mistakes.append(
-            f"the data at {shards.uri} has digest {shards.digest[:12]}, "
-            f"the run was begun on {run.data_digest[:12]}"
-        )
+    mistakes += changes_of_data(run, shards)
     if mistakes:
         mistakes.append(
             f"to start over beside the old run, give it another name: name={run.name}-changed; "
             f"the old one is in {run.storage.uri}"
         )
         raise ConfigError(mistakes)
+
+
+def changes_of_data(run: Run, shards: ShardSet) -> list[str]:
+    """The mistake of giving a run other data than it was begun on, if it is made."""
+    if run.data_digest == shards.digest:
+        return []
+    return [
+        f"the data at {shards.uri} has digest {shards.digest[:12]}, "
+        f"the run was begun on {run.data_digest[:12]}"
+    ]

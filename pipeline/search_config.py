@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +23,9 @@ class SearchConfig:
     turns.total_kimg, in images that D saw, whatever d_steps is.
     """
 
-    space: dict[str, Any] = field(default_factory=dict)  # setting: how it is drawn (pipeline.space)
+    space: dict[str, Any] = field(
+        default_factory=dict
+    )  # setting: how it is drawn (pipeline.space)
     name: str | None = None  # NAME-search where left out
     trials: int = 16  # with 'pbt': the members of the population
     parallel: int | None = None  # trials at once; as many as the cluster holds where left out
@@ -34,7 +37,9 @@ class SearchConfig:
     reduction: int = 3  # asha: the best one of so many goes on from each rung
     generations: int = 5  # pbt: how often the population is renewed, the start included
     budget_kimg: float | None = None  # no trial is begun once all have seen so many images
-    points: tuple[dict[str, Any], ...] = ()  # settings of trials to begin with, after the file's own
+    points: tuple[
+        dict[str, Any], ...
+    ] = ()  # settings of trials to begin with, after the file's own
     warm_start: tuple[str, ...] = ()  # earlier searches to learn from, by name
     finalists: int = 3  # the best trials, judged again before one is named
     final_images: int = 10_000  # in each such judgement
@@ -53,8 +58,10 @@ class SearchConfig:
             ),
             (0 <= self.seed < 2**63, f"seed must be in [0, 2^63), got {self.seed}"),
             (
-                1 <= len(self.objectives) <= 2 and len(set(self.objectives)) == len(self.objectives),
-                f"objectives must be one measure or two different ones, got {list(self.objectives)}",
+                1 <= len(self.objectives) <= 2
+                and len(set(self.objectives)) == len(self.objectives),
+                f"objectives must be one measure or two different ones, "
+                f"got {list(self.objectives)}",
             ),
             (
                 self.objectives[:1] != ("diversity",),
@@ -62,8 +69,8 @@ class SearchConfig:
             ),
             (
                 len(self.objectives) == 1 or self.scheduler == "none",
-                f"scheduler must be 'none' with two objectives (no trial on the Pareto front may be "
-                f"cut for being second in one), got {self.scheduler!r}",
+                f"scheduler must be 'none' with two objectives (no trial on the Pareto front may "
+                f"be cut for being second in one), got {self.scheduler!r}",
             ),
             (0 <= self.warm_up < 1, f"warm_up must be in [0, 1), got {self.warm_up}"),
             (self.reduction >= 2, f"reduction must be >= 2, got {self.reduction}"),
@@ -73,8 +80,8 @@ class SearchConfig:
                 f"trials must be >= 4 with scheduler = 'pbt' (a population), got {self.trials}",
             ),
             (
-                self.budget_kimg is None or self.budget_kimg > 0,
-                f"budget_kimg must be > 0, got {self.budget_kimg}",
+                self.budget_kimg is None or 0 < self.budget_kimg < math.inf,
+                f"budget_kimg must be > 0 and finite, got {self.budget_kimg}",
             ),
             (self.finalists >= 1, f"finalists must be >= 1, got {self.finalists}"),
             (self.final_images >= 100, f"final_images must be >= 100, got {self.final_images}"),

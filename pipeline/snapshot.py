@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,9 @@ if TYPE_CHECKING:  # a registered generator carries this file, but not the stora
     from pipeline.storage import Folder
 
 SCHEMA = 1
+SCORE = re.compile(
+    r"score/(?:fid(_corrected|_error)?|(fd|kid|diversity)(_corrected|_error)?_.+)_\d+k?"
+)
 TENSORS = "generator.safetensors"
 CARD = "snapshot.json"
 
@@ -39,9 +43,20 @@ class SnapshotCard:
     lineage: dict[str, Any]
 
     def score(self, metric: str) -> float | None:
-        """The score by 'fd' or 'kid', whatever extractor and sample count it was taken with."""
-        found = [v for name, v in self.scores.items() if name.startswith(f"score/{metric}_")]
+        """The score by 'fd', 'fd_corrected', 'kid', ..., whatever extractor and sample count it
+        was taken with.
+        """
+        found = [v for name, v in self.scores.items() if measure_of(name) == metric]
         return found[0] if found else None
+
+
+def measure_of(name: str) -> str | None:
+    """The measure in the full name of a training-time score; None for another name.
+
+    score/fd_corrected_digits_5k is of fd_corrected, score/fid_error_50k of fd_error.
+    """
+    found = SCORE.fullmatch(name)
+    return (found[2] or "fd") + (found[1] or found[3] or "") if found else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from gan.config import ConfigError
 
+LOCK = "lock"
 UMASK = os.umask(0o022)  # reading it means setting it: once, before there are threads
 os.umask(UMASK)
 
@@ -72,6 +74,19 @@ class Folder:
             Path(part).unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+
+    @contextmanager
+    def locked(self, refusal: str) -> Iterator[None]:
+        """Holds the folder for one process of this machine. Raises ConfigError with `refusal`
+        where another one has it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.path(LOCK), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError([refusal]) from None
+            yield
 
     def delete(self, name: str) -> None:
         """Removes `name` if it is there, and folders that it leaves empty."""

@@ -50,7 +50,8 @@ def run_trials(course: Course) -> None:
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=f"{ledger.name}-{uuid.uuid4().hex[:8]}",  # Ray takes a known name for one to resume
+            # A name of its own: Ray takes one that it knows for a search to resume.
+            name=f"{ledger.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(storage),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
@@ -73,7 +74,7 @@ class _Next(Searcher):
         super().__init__()
         self.course = course
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:  # a str too, which ray.tune.search leaves out
         trial = None if self.course.finished else self.course.next()
         if trial is not None:
             return {"number": trial.number}
@@ -90,6 +91,9 @@ class _Next(Searcher):
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to save."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes pickles of all that it is given
 
 
 class _Follow(FIFOScheduler):
@@ -109,6 +113,9 @@ class _Follow(FIFOScheduler):
     def on_trial_complete(self, tune_controller, trial, result: dict[str, Any]) -> None:
         ending = Ending(result["ending"], result.get("reason", ""))
         self.course.ended(trial.config["number"], ending)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as above
 
     def on_trial_error(self, tune_controller, trial) -> None:
         error = trial.get_error()

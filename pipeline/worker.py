@@ -50,5 +50,7 @@ def played(job: dict[str, Any], *, device: torch.device | str) -> dict[str, Any]
     shards = open_shards(job["shards"])
     try:
         return dataclasses.asdict(play(run, shards, device=device, until_nimg=job["until_nimg"]))
-    except DivergedError as error:  # the same on every rank and every retry: no fault of the cluster
+    except (
+        DivergedError
+    ) as error:  # the same on every rank and every retry: no fault of the cluster
         return {"diverged": str(error)}

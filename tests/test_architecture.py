@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RINGS = {"gan": 0, "pipeline": 1, "jobs": 2}
 DOORS = {  # vendor: the only modules that may import it
-    "ray": {"pipeline.cluster", "pipeline.worker"},
+    "ray": {"pipeline.cluster", "pipeline.worker", "pipeline.trial", "pipeline.tuning"},
     "mlflow": {
         "pipeline.backend",
         "pipeline.tracking",
@@ -125,6 +125,7 @@ def test_torch_load_is_called_in_one_file_and_only_for_plain_tensors():
     [
         ["-c", "import gan.config"],
         ["-c", "import pipeline.experiment_file"],
+        ["-c", "import pipeline.space, pipeline.search_checks"],
         ["-m", "jobs", "--help"],
         ["-m", "jobs", "train", "--help"],
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gan.config import EmaConfig
+from gan.config import EmaConfig, Steps
 from gan.ema import Average, decay
 
 
@@ -27,6 +27,13 @@ def test_the_half_life_ramps_up_with_the_images_seen():
     assert decay(config, new_images=50, nimg=1000) == pytest.approx(0.5)  # half-life 50 after 1000
     assert decay(config, new_images=10_000, nimg=10**6) == pytest.approx(0.5)
     assert decay(config, new_images=64, nimg=0) == 0
+
+
+def test_a_half_life_in_steps_is_the_one_where_the_round_began():
+    config = EmaConfig(half_life_kimg=Steps(at_kimg=(0, 1), values=(10, 20)), ramp_up=0)
+    before = decay(config, new_images=10_000, nimg=1064, round_nimg=999)
+    after = decay(config, new_images=20_000, nimg=1064, round_nimg=1000)
+    assert (before, after) == (0.5, 0.5)
 
 
 def test_buffers_are_copied_not_averaged():

@@ -16,6 +16,7 @@ from gan.config import (
     ObjectiveConfig,
     Sample,
     Schedule,
+    Steps,
     TurnsConfig,
 )
 from gan.game import Game
@@ -168,6 +169,92 @@ def test_the_learning_rate_follows_its_schedule_by_images():
     cosine = 1e-4 + 9e-4 * (1 + math.cos(math.pi * 88 / 160)) / 2
     assert game.D_optimizer.param_groups[0]["lr"] == pytest.approx(0.015)
     assert game.G_optimizer.param_groups[0]["lr"] == pytest.approx(cosine)
+
+
+def stepping(at_kimg: tuple[float, ...], **values: tuple[float, ...]) -> dict:
+    """The sections of a game whose settings have these values; one value alone is a number."""
+
+    def setting(name: str):
+        return Steps(at_kimg=at_kimg, values=values[name]) if at_kimg else values[name][0]
+
+    d_steps = setting("d_steps")
+    return {
+        "generator": GeneratorConfig(width=8, latent_dim=4, lr=setting("g_lr")),
+        "discriminator": DiscriminatorConfig(width=8, lr=setting("d_lr")),
+        "objective": ObjectiveConfig(
+            r1_gamma=setting("r1"), r2_gamma=setting("r2"), penalty_interval=2
+        ),
+        "turns": TurnsConfig(
+            batch_size=8,
+            d_steps=d_steps if isinstance(d_steps, Steps) else int(d_steps),
+            g_steps=2,
+            total_kimg=1,
+            precision=values["precision"][0],  # type: ignore[arg-type]
+        ),
+        "ema": EmaConfig(half_life_kimg=setting("half_life")),
+    }
+
+
+LIFE: dict[str, tuple] = {
+    "g_lr": (1e-3, 3e-3, 2e-4),
+    "d_lr": (1e-3, 5e-4, 2e-3),
+    "r1": (0.0, 1.0, 0.1),
+    "r2": (0.0, 0.0, 2.0),
+    "d_steps": (1, 3, 2),
+    "half_life": (0.05, 10.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_game_in_constant_steps_is_bit_identical_to_one_with_the_numbers(precision):
+    constant = {name: (values[1],) * 3 for name, values in LIFE.items()}
+    constant["precision"] = (precision,)
+    steps = state_after(9, stepping((0, 0.024, 0.1), **constant))
+    assert equal(steps, state_after(9, stepping((), **constant)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_game_taken_over_with_other_settings_is_bit_identical_to_one_with_steps(precision):
+    """Stopped after 40 and after 112 images, and continued each time by a game of other settings:
+    the law that replaying a life rests on.
+    """
+    state, stops = None, (40, 112, 192)
+    for number, until in enumerate(stops):
+        values = {name: life[number : number + 1] for name, life in LIFE.items()}
+        game = new_game(small_game(**stepping((), **values, precision=(precision,))))
+        if state is not None:
+            game.load_state_dict(state)
+        batches = stream(game.config, game.world, game.num_batches)
+        for _ in training(game, batches, until_nimg=until, tick_nimg=1000):
+            pass
+        assert game.nimg == until
+        state = {name: value.clone() for name, value in game.state_dict().items()}
+    assert state is not None
+
+    config = small_game(**stepping((0, 0.040, 0.112), **LIFE, precision=(precision,)))
+    whole = new_game(config)
+    nimg = [
+        tick.nimg
+        for tick in training(whole, stream(config, whole.world), until_nimg=192, tick_nimg=1)
+    ]
+    assert nimg == [8, 16, 24, 32, 40, 64, 88, 112, 128, 144, 160, 176, 192]  # d_steps of 1, 3, 2
+    assert equal(whole.state_dict(), state)
+
+
+def test_a_round_is_played_with_the_settings_of_its_start():
+    """At 8 images the first round of 16 is half over: its second half does not change."""
+    config = small_game(
+        discriminator=DiscriminatorConfig(
+            width=8, lr=Steps(at_kimg=(0, 0.008), values=(1e-3, 2e-3))
+        ),
+        turns=TurnsConfig(batch_size=8, d_steps=2),
+    )
+    game = new_game(config)
+    used = []
+    for _ in range(2):
+        play_rounds(game, 1)
+        used.append(game.D_optimizer.param_groups[0]["lr"])
+    assert used == [1e-3, 2e-3]
 
 
 def test_g_ema_equals_g_where_the_half_life_is_zero():

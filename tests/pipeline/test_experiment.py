@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from gan.config import ConfigError, Schedule, value_at
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gan.config import ConfigError, Schedule, Steps, value_at
 from pipeline.experiment_file import experiment_from_dict, experiment_toml, load_experiment
 
 MINIMAL = 'name = "tiny"\n[data]\nshards = "data/tiny"\n'
@@ -150,3 +154,232 @@ def test_schedules_go_from_start_to_end_and_stay(shape, middle):
     assert at == pytest.approx([1.0, middle, 0.5, 0.5])
     quarter = value_at(Schedule(shape="cosine", start=1.0, end=0.0), 250, total_nimg=1000)
     assert quarter == pytest.approx((1 + 2**-0.5) / 2)
+
+
+STEPS = Steps(at_kimg=(0, 10.048, 20), values=(2e-3, 1.6e-3, 0.1 + 0.2))
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=8, unique=True))
+def test_steps_change_at_the_very_image_whatever_kimg_rounds_to(begins):
+    begins = [0, *sorted(begins)]
+    steps = Steps(at_kimg=tuple(nimg / 1000 for nimg in begins), values=tuple(range(len(begins))))
+    for number, nimg in enumerate(begins):
+        assert value_at(steps, nimg, total_nimg=1) == number
+        if nimg:
+            assert value_at(steps, nimg - 1, total_nimg=1) == number - 1
+    assert value_at(steps, 10**12, total_nimg=1) == len(begins) - 1
+
+
+def test_steps_survive_the_file_to_the_last_bit(write):
+    experiment = load_experiment(write(MINIMAL)).experiment
+    for key in ("generator.lr", "discriminator.lr", "objective.r1_gamma", "objective.r2_gamma",
+                "ema.half_life_kimg"):  # fmt: skip
+        experiment = experiment.replace(key, STEPS)
+    experiment = experiment.replace("turns.d_steps", Steps(at_kimg=(0, 3), values=(1, 2)))
+    again = load_experiment(write(experiment_toml(experiment), "again.toml")).experiment
+    assert again == experiment
+    assert again.digest == experiment.digest
+    assert experiment_from_dict(experiment.to_dict()) == experiment
+    assert experiment.flat()["generator.lr.at_kimg"] == (0.0, 10.048, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "generator.lr={at_kimg=[1, 0.5], values=[1e-3]}",
+            [
+                "generator.lr.at_kimg must begin with 0, got [1.0, 0.5]",
+                "generator.lr.at_kimg must be finite and increase, got [1.0, 0.5]",
+                "generator.lr.values must be as many as at_kimg, got 1 for 2",
+            ],
+        ),
+        (
+            "generator.lr={at_kimg=[], values=[]}",
+            ["generator.lr.at_kimg must begin with 0, got []"],
+        ),
+        (
+            "discriminator.lr={at_kimg=[0, inf], values=[1e-3, nan]}",
+            [
+                "discriminator.lr.at_kimg must be finite and increase, got [0.0, inf]",
+                "discriminator.lr.values must be finite, got [0.001, nan]",
+            ],
+        ),
+        (
+            "generator.lr={at_kimg=[0, 2], values=[1e-3, 0]}",
+            ["generator.lr must be > 0 and finite, got 0.001, 0.0"],
+        ),
+        (
+            "objective.r1_gamma={at_kimg=[0, 2], values=[1, -1]}",
+            ["objective.r1_gamma must be >= 0 and finite, got 1.0, -1.0"],
+        ),
+        (
+            "turns.d_steps={at_kimg=[0, 2], values=[1, 1.5]}",
+            ["turns.d_steps must be >= 1 and whole, got 1.0, 1.5"],
+        ),
+        (
+            "ema.half_life_kimg={at_kimg=[0, 2], values=[1, -2]}",
+            ["ema.half_life_kimg must be >= 0 and finite, got 1.0, -2.0"],
+        ),
+        (
+            "turns.d_steps={at_kimg=[0, 2]}",
+            [
+                "turns.d_steps must be a whole number or steps such as { at_kimg = [0, 50], "
+                "values = [2, 1] }, got {'at_kimg': [0, 2]}"
+            ],
+        ),
+        (
+            "generator.lr={start=1, end=2, over_kimg=-1}",
+            ["generator.lr.over_kimg must be > 0, got -1.0"],
+        ),
+    ],
+)
+def test_a_wrong_table_in_place_of_a_number_is_told_by_its_own_rule(write, override, said):
+    assert mistakes_of(write(MINIMAL), override) == [f"command line: {line}" for line in said]
+
+
+def test_the_same_mistake_in_two_tables_is_told_of_both(write):
+    wrong = "={at_kimg=[0], values=[1, 2]}"
+    found = mistakes_of(write(MINIMAL), "generator.lr" + wrong, "discriminator.lr" + wrong)
+    assert [line.split()[2] for line in found] == [
+        "generator.lr.values",
+        "discriminator.lr.values",
+    ]
+
+
+SEARCH = """
+[search]
+trials = 8
+points = [{ generator.lr = 1e-3 }]
+[search.space]
+generator.lr = { loguniform = [1e-4, 1e-2] }
+turns.d_steps = { choice = [1, 2] }
+"""
+
+
+def test_a_file_may_hold_a_search_that_a_single_run_knows_nothing_of(write):
+    loaded = load_experiment(write(MINIMAL + SEARCH))
+    search = loaded.experiment.search
+    assert search is not None
+    assert (search.trials, search.objectives, search.points[0]) == (
+        8,
+        ("fd",),
+        {"generator": {"lr": 1e-3}},
+    )
+    assert loaded.sources["search.space.generator.lr"] == "tiny.toml"
+    plain = load_experiment(write(MINIMAL, "plain.toml")).experiment
+    assert loaded.experiment.flat() == plain.flat()
+    assert loaded.experiment.identity == plain.identity
+    assert loaded.experiment.digest == plain.digest
+    single = loaded.experiment.replace("search", None)
+    assert single == plain
+    assert "search" not in single.to_dict()
+    assert "search" in loaded.experiment.to_dict()
+
+
+def test_a_search_survives_its_plain_form(write):
+    experiment = load_experiment(write(MINIMAL + SEARCH)).experiment
+    assert experiment_from_dict(experiment.to_dict()) == experiment
+    again = load_experiment(write(experiment_toml(experiment), "again.toml")).experiment
+    assert again == experiment
+    assert "[search" not in experiment_toml(experiment.replace("search", None))
+
+
+def test_overrides_reach_the_search_and_replace_a_settings_whole_draw(write):
+    loaded = load_experiment(
+        write(MINIMAL + SEARCH),
+        ["search.trials=4", "search.space.generator.lr={uniform=[1e-3, 2e-3]}"],
+    )
+    search = loaded.experiment.search
+    assert search is not None
+    assert search.trials == 4
+    assert search.space["generator"]["lr"] == {"uniform": [1e-3, 2e-3]}
+    assert search.space["turns"]["d_steps"] == {"choice": [1, 2]}
+    assert loaded.sources["search.space.generator.lr"] == "command line"
+
+
+def test_a_file_that_extends_another_replaces_a_settings_whole_draw_too(write):
+    write(MINIMAL + SEARCH, "parent.toml")
+    child = write(
+        'extends = "parent.toml"\n[search.space]\ngenerator.lr = { uniform = [1e-3, 2e-3] }\n',
+        "child.toml",
+    )
+    search = load_experiment(child).experiment.search
+    assert search is not None
+    assert search.space["generator"]["lr"] == {"uniform": [1e-3, 2e-3]}
+    assert (search.trials, search.space["turns"]["d_steps"]) == (8, {"choice": [1, 2]})
+
+
+def test_mistakes_of_the_search_come_with_all_others(write):
+    path = write(
+        MINIMAL
+        + """
+        [turns]
+        batch_size = 2
+        [generator]
+        width = "wide"
+        [search]
+        trails = 8
+        objectives = ["inception"]
+        [search.space]
+        generator.lr = { logunifrom = [1e-4, 1e-2] }
+        turns.dsteps = { choice = [1, 2] }
+        """
+    )
+    assert mistakes_of(path) == [
+        "tiny.toml: search.trails is not a setting; did you mean search.trials?",
+        "tiny.toml: generator.width must be a whole number, got 'wide'",
+        "tiny.toml: search.objectives must be a list, each one of 'fd', 'kid', 'diversity', "
+        "got ['inception']",
+        "tiny.toml: search.space.generator.lr: logunifrom is not one of uniform, loguniform, int, "
+        "choice, same, times, when; did you mean loguniform?",
+        "tiny.toml: search.space.turns.dsteps: turns.dsteps is not a setting; "
+        "did you mean turns.d_steps?",
+    ]
+    found = mistakes_of(path, "cluster.workers=100")  # no experiment is left to look at
+    assert any("turns.batch_size must be at least" in text for text in found)
+    assert any("did you mean turns.d_steps?" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("search.trials=0", "search.trials must be between 1 and 9999, got 0"),
+        ("search.scheduler=hyperband", "search.scheduler must be one of 'none', 'asha', 'median'"),
+        ("search.objectives=['diversity']", "search.objectives must begin with 'fd' or 'kid'"),
+        ("search.budget_kimg=inf", "search.budget_kimg must be > 0 and finite, got inf"),
+        ("search.warm_start='before'", "search.warm_start must be a list, each a text"),
+        ("search.points=[1]", "search.points must be a list, each a table"),
+        ("search=1", "search must be a table, got 1"),
+        ("search.space=1", "search.space must be a table, got 1"),
+    ],
+)
+def test_a_searchs_own_rules_are_told_by_their_full_names(write, override, rule):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(MINIMAL + SEARCH), [override], for_search=True)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(f"command line: {rule}")
+
+
+def test_only_a_search_demands_a_space_and_tries_its_bounds(write):
+    path = write(MINIMAL)
+    for text in ("[search]\ntrials = 4\n", "[search.space]\n", ""):
+        path = write(MINIMAL + text)
+        load_experiment(path)
+        with pytest.raises(ConfigError, match="must name at least one setting to draw"):
+            load_experiment(path, for_search=True)
+    path = write(MINIMAL + "[search.space]\nturns.batch_size = { choice = [1, 8] }\n")
+    load_experiment(path, ["cluster.workers=2"])
+    with pytest.raises(ConfigError, match=r"tiny.toml: search.space.turns.batch_size: choice 1: "):
+        load_experiment(path, ["cluster.workers=2"], for_search=True)
+
+
+def test_the_shipped_experiments_load():
+    folder = Path(__file__).parents[2] / "jobs/experiments"
+    for path in folder.glob("*.toml"):
+        loaded = load_experiment(path)
+        if loaded.experiment.search is not None:
+            load_experiment(path, for_search=True)
+    searched = load_experiment(folder / "digits-search.toml").experiment
+    assert searched.name == "digits"
+    assert searched.turns.total_kimg == 30

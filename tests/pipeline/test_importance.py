@@ -46,7 +46,7 @@ def test_a_setting_that_is_drawn_and_a_score_that_is_judged_by_their_logarithms_
     """log fd = 2 log lr + b: the shares of a linear score, though fd spans decades."""
     rate = Dimension(key="lr", kind="loguniform", low=1e-4, high=1e-1)
     trials = []
-    for number, point in enumerate(points(120)):
+    for number, point in enumerate(points(80)):
         lr = 1e-4 * 1000 ** point["a"]
         value = math.exp(2 * math.log(lr) / math.log(1000) + point["b"])
         trials.append(scored(number, {"lr": lr, "b": point["b"]}, value))

@@ -13,6 +13,7 @@ from gan.features import pixels
 from pipeline.dataset import open_shards
 from pipeline.judge import Judge
 from pipeline.protocol import count_label, metric_name
+from pipeline.snapshot import measure_of
 from pipeline.storage import Folder
 from tests.ranks import run_ranks
 
@@ -46,15 +47,46 @@ def test_scores_name_their_extractor_and_count():
     assert [count_label(n) for n in (999, 1000, 2500, 50_000)] == ["999", "1k", "2500", "50k"]
 
 
+MEASURES = (
+    "fd", "kid", "diversity", "fd_corrected", "fd_error", "kid_error", "diversity_error",
+)  # fmt: skip
+
+
 @pytest.mark.slow
-def test_a_score_is_the_same_at_any_world_size(stripes):
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_score_is_the_same_at_any_world_size(stripes, world_size):
     alone = score_on_this_rank(stripes.uri, 0.1)
-    assert alone.keys() == {"score/fd_pixels_230", "score/kid_pixels_230"}
+    assert alone.keys() == {f"score/{name}_pixels_230" for name in MEASURES}
     for metrics in run_ranks(
-        score_on_this_rank, 3, stripes.uri, 0.1
+        score_on_this_rank, world_size, stripes.uri, 0.1
     ):  # 230 images and 100 reals, uneven
+        assert metrics.keys() == alone.keys()
         for name, value in metrics.items():
             assert value == pytest.approx(alone[name], rel=1e-9)
+
+
+def test_the_measure_in_a_name_is_found_whatever_the_extractor_is_called():
+    for extractor in ("pixels", "my_judge-2", "corrected"):
+        look = dataclasses.replace(pixels((1, 8, 8)), name=extractor)
+        for measure in MEASURES:
+            assert measure_of(metric_name(measure, look, images=5000)) == measure
+    true_inception = dataclasses.replace(pixels((1, 8, 8)), name="inception", fid=True)
+    for measure in MEASURES:
+        assert measure_of(metric_name(measure, true_inception, images=230)) == measure
+    for other in ("speed/img_per_sec", "score/fd_plug_in", "score/precision_pixels_5k"):
+        assert measure_of(other) is None
+
+
+def test_too_few_images_for_groups_are_judged_without_errors(stripes):
+    judge = Judge(pixels(stripes.sample.shape), stripes)
+    names = [
+        {measure_of(name) for name in score.metrics}
+        for score in (
+            judge.score(Noise(0.1), latent_dim=64, conditioning="none", images=count)
+            for count in (19, 20)
+        )
+    ]
+    assert names == [{"fd", "kid", "diversity"}, set(MEASURES)]
 
 
 def test_reals_are_measured_once_for_a_data_set_and_extractor(stripes, tmp_path):
@@ -83,4 +115,5 @@ def test_scores_of_another_reference_extractor_or_count_have_another_protocol(st
 
 def test_a_generator_that_is_further_off_scores_worse(stripes):
     near, far = score_on_this_rank(stripes.uri, -0.8), score_on_this_rank(stripes.uri, 0.9)
-    assert all(near[name] < far[name] for name in near)
+    for measure in ("fd", "fd_corrected", "kid"):
+        assert near[f"score/{measure}_pixels_230"] < far[f"score/{measure}_pixels_230"]

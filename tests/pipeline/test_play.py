@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from gan.config import ConfigError
-from pipeline.checkpoint import latest_checkpoint
+from pipeline.checkpoint import latest_checkpoint, newest_nimg
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.find import find_generator
 from pipeline.play import DivergedError, play
 from pipeline.run import Run, free_name
+from pipeline.snapshot import read_snapshot, write_snapshot
 
 
 def small_experiment(stripes, tmp_path, **changes) -> Experiment:
@@ -66,7 +69,8 @@ def test_a_run_journals_every_tick_once_and_keeps_its_best_generator(undisturbed
     assert all("score/fd_pixels_50" in line.metrics for line in judged)
     best = undisturbed.best()
     assert best is not None
-    assert best.card.score("fd") == min(line.metrics["score/fd_pixels_50"] for line in judged)
+    scores = [line.metrics["score/fd_corrected_pixels_50"] for line in judged]
+    assert best.card.score("fd_corrected") == min(scores)
     assert undisturbed.storage.path(judged[0].picture).read_bytes()[:4] == b"\x89PNG"
     generator = find_generator(undisturbed.storage.uri, storage="nowhere")
     assert generator.images([0, 1]).shape == (2, 1, 8, 8)
@@ -94,6 +98,31 @@ def test_a_run_stopped_and_resumed_ends_as_the_undisturbed_one(
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert curve(again) == curve(undisturbed)
+
+
+@pytest.mark.parametrize("pauses", [[64, 160], [40, 100, 144], [255]])
+def test_a_run_paused_anywhere_ends_with_the_weights_of_the_undisturbed_one(
+    stripes, tmp_path, undisturbed, pauses
+):
+    """16 images a round: a pause comes at the first multiple of 16 that reaches it."""
+    run = Run.open("paused", small_experiment(stripes, tmp_path, name="paused"), stripes)
+    for until in pauses:
+        outcome = play(run, stripes, until_nimg=until)
+        reached = -(-until // 16) * 16
+        assert (outcome.nimg, outcome.finished) == (reached, reached >= 256)
+        last = list(run.journal())[-1]
+        assert last.nimg == reached
+        assert last.picture is not None
+        assert "score/fd_pixels_50" in last.metrics
+        assert newest_nimg(run.storage) == reached
+        assert play(run, stripes, until_nimg=until) == outcome  # it is there already
+    assert play(run, stripes, until_nimg=10**9).finished
+    a, b = weights(undisturbed), weights(run)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    if pauses == [64, 160]:  # where ticks are anyway: only judgements are added
+        for ours, theirs in zip(curve(run), curve(undisturbed), strict=True):
+            assert ours[0] == theirs[0]
+            assert theirs[1].items() <= ours[1].items()
 
 
 def test_a_run_that_died_between_checkpoints_replays_without_double_lines(
@@ -126,8 +155,6 @@ def test_a_changed_experiment_or_other_data_is_refused_with_what_changed(stripes
     text = "\n".join(caught.value.mistakes)
     assert "generator.lr was 0.0002" in text or "generator.lr was 0.001" in text
     assert "seed was 0 when the run began and is 3 now" in text
-    import dataclasses
-
     other = dataclasses.replace(stripes, digest="f" * 64)
     with pytest.raises(ConfigError, match="digest ffffffffffff"):
         Run.open("small", small_experiment(stripes, tmp_path), other)
@@ -174,6 +201,32 @@ def test_snapshots_judged_otherwise_are_not_compared(stripes, tmp_path, monkeypa
     best = again.best()
     assert best is not None
     assert "score/fd_pixels_60" in best.card.scores
+
+
+def test_the_best_snapshot_is_chosen_without_bias_where_all_were_judged_so(undisturbed):
+    """The plug-in distance prefers the second, which collapsed: its bias is less."""
+    (kept,) = {best.folder for best in undisturbed.snapshots()[-1:]}
+    template = read_snapshot(undisturbed.storage, kept)
+
+    def judged(nimg: int, fd: float, corrected: float | None) -> None:
+        scores = {"score/fd_pixels_50": fd}
+        if corrected is not None:
+            scores["score/fd_corrected_pixels_50"] = corrected
+        card = dataclasses.replace(template.card, nimg=nimg, scores=scores)
+        write_snapshot(undisturbed.storage, f"snapshots/{nimg:012d}", card, template.module)
+
+    def best_nimg() -> int:
+        best = undisturbed.best()
+        assert best is not None
+        return best.card.nimg
+
+    for old in undisturbed.snapshots():
+        undisturbed.storage.delete(f"{old.folder}/snapshot.json")
+    judged(1000, fd=10.0, corrected=6.0)
+    judged(2000, fd=9.5, corrected=9.0)
+    assert best_nimg() == 1000
+    judged(3000, fd=9.9, corrected=None)  # as runs did before: the plug-in is all they share
+    assert best_nimg() == 2000
 
 
 def test_a_run_has_one_driver_at_a_time(stripes, tmp_path):

@@ -1,0 +1,258 @@
+"""Stage: Ray Tune over `[search.space]`, followed from the driver, ending in a registered
+generator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gan.config import ConfigError
+from pipeline.backend import Backend, backend
+from pipeline.cluster import check_address, connected, each_on_ray
+from pipeline.course import Course, Generations, TrialByTrial, experiment_of
+from pipeline.dataset import ShardSet, open_shards
+from pipeline.experiment import ClusterConfig, Experiment
+from pipeline.experiment_file import experiment_toml
+from pipeline.finals import Finalist, finalists_of, hold_finals
+from pipeline.first_points import Earlier
+from pipeline.ledger import BEST, Ledger, Trial, best_of
+from pipeline.registry import Registered, register
+from pipeline.run import free_name
+from pipeline.search_fits import checked_space
+from pipeline.search_report import PAGE, page_of_ledger
+from pipeline.search_tracking import SearchTracker
+from pipeline.shards import verify_shards
+from pipeline.space import Space
+from pipeline.storage import open_storage
+from pipeline.tuning import run_trials
+
+POLL_SEC = 1.0
+
+
+class SearchError(Exception):
+    """The search cannot go on; the message says what stopped it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """What the stage tells while it works."""
+
+    begun: Callable[[Ledger, str], None]  # and MLflow's address
+    changed: Callable[[Trial], None]
+    said: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search came to."""
+
+    ledger: Ledger
+    trials: list[Trial]
+    finished: bool
+    finalists: list[Finalist]  # best first
+    registered: Registered | None
+    mlflow_url: str
+
+
+def search(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> Searched:
+    """Searches the experiment's `[search.space]` to the end and registers the best generator.
+
+    The same call goes on with a search that was interrupted, and returns one that is complete as
+    it is; with `again`, another is begun beside it. On KeyboardInterrupt the running trials
+    checkpoint at their next tick and the search is returned unfinished. Raises ConfigError for the
+    user's mistakes, before anything is started, and SearchError where no trial works.
+    """
+    shards = open_shards(experiment.data.shards)
+    space = checked_space(experiment, shards)
+    verify_shards(shards)
+    where = backend(experiment.cluster.storage)
+    check_address()
+    config = experiment.search
+    assert config is not None
+    name = config.name or f"{experiment.name}-search"
+    if again:
+        name = free_name(open_storage(experiment.cluster.storage), name)
+    ledger = Ledger.open(name, experiment, shards)
+    if ledger.result is not None and not _more_trials(ledger):
+        return _known(ledger)
+    with ledger.storage.locked(f"{name} is being searched by another command; wait for it"):
+        return _search(ledger, shards, space, where, watcher)
+
+
+def _more_trials(ledger: Ledger) -> bool:
+    """Whether the file now asks for more trials than a complete search has."""
+    if ledger.config.scheduler == "pbt":
+        return False
+    return ledger.config.trials > len(ledger.trials())
+
+
+def _earlier(ledger: Ledger) -> list[Earlier]:
+    """The trials of the searches to learn from.
+
+    Raises ConfigError for a search that is not there, or that judged otherwise.
+    """
+    root = open_storage(ledger.experiment.cluster.storage)
+    found = []
+    for name in ledger.config.warm_start:
+        other = Ledger.at(open_storage(root.path(name)))
+        if other.data_digest != ledger.data_digest or other.alike != ledger.alike:
+            raise ConfigError(
+                [f"search.warm_start: {name} was on other data, or judged otherwise "
+                 f"({other.alike}, here {ledger.alike})"]
+            )  # fmt: skip
+        for trial in other.trials():
+            if trial.ended:
+                values = trial.reached(ledger.config.objectives)
+                found.append(Earlier(name, trial.point, values))
+    return found
+
+
+def _search(
+    ledger: Ledger, shards: ShardSet, space: Space, where: Backend, watcher: Watcher
+) -> Searched:
+    """The search, which nobody else is holding, to its end or to a stop."""
+    if ledger.config.scheduler == "pbt":
+        plan = Generations(ledger, space, earlier=_earlier(ledger))
+    else:
+        plan = TrialByTrial(ledger, space, earlier=_earlier(ledger))
+    course = Course(ledger, shards, space, plan)
+    course.changed = watcher.changed
+    cluster = ledger.experiment.cluster
+    watcher.said("starting Ray and MLflow")
+    with connected(cluster):
+        tracker = SearchTracker(where, ledger)
+        watcher.begun(ledger, tracker.url)
+        _follow(course, tracker, watcher)
+        for trial in course.trials:
+            tracker.follow(trial)
+        if course.gave_up:
+            tracker.close("FAILED", tags={"forger.reason": course.gave_up})
+            raise SearchError(course.gave_up)
+        if not course.finished or any(not trial.ended for trial in course.trials):
+            tracker.close("KILLED", tags={})
+            return Searched(ledger, course.trials, False, [], None, tracker.url)
+        return _complete(course, tracker, watcher)
+
+
+def _follow(course: Course, tracker: SearchTracker, watcher: Watcher) -> None:
+    """Runs the trials in a thread, so that this one can ship what they say, and hear Ctrl-C."""
+    ended: dict[str, BaseException] = {}
+    over = threading.Event()
+
+    def run() -> None:
+        try:
+            run_trials(course)
+        except BaseException as error:
+            ended["error"] = error
+        over.set()
+
+    if course.finished:  # only the end was interrupted
+        return
+    threading.Thread(target=run, name="ray-tune", daemon=True).start()
+    while not over.is_set():
+        try:
+            for trial in list(course.trials):
+                tracker.follow(trial)
+            over.wait(POLL_SEC)
+        except KeyboardInterrupt:
+            if course.stopping:
+                raise
+            course.stop()
+            watcher.said("stopping at the trials' next ticks, with checkpoints (again: at once)")
+    if "error" in ended:
+        raise ended["error"]
+
+
+def _complete(course: Course, tracker: SearchTracker, watcher: Watcher) -> Searched:
+    """Judges the best trials again, registers the best generator and closes the search; safe to
+    do again where it was cut short.
+    """
+    ledger = course.ledger
+    config, objective = ledger.config, course.objective
+    ranked = best_of(course.trials, objective)[: config.finalists]
+    if not ranked:
+        tracker.close("FAILED", tags={"forger.reason": "no trial was judged"})
+        reasons = [f"trial {t.number} {t.state}: {t.reason}" for t in course.trials[:3]]
+        raise SearchError("\n".join(["no trial ended with a score", *reasons]))
+    watcher.said(
+        f"judging the best {len(ranked)} again, {config.final_images} images at each of "
+        f"{config.final_seeds} other sets of latents"
+    )
+    finalists = hold_finals(ledger, ranked, _each(ledger.experiment.cluster))
+    winner = next(trial for trial in course.trials if trial.number == finalists[0].number)
+    best_experiment = best_file(ledger, winner)
+    ledger.storage.write(BEST, experiment_toml(best_experiment).encode())
+    run = ledger.run_of(winner)
+    best = run.best()
+    assert best is not None
+    registered = register(tracker.where, run, best, mlflow_run_id=tracker.mlflow_run_of(winner))
+    ledger.complete(
+        {
+            "best": winner.number,
+            "finalists": [dataclasses.asdict(finalist) for finalist in finalists],
+            "registered": dataclasses.asdict(registered),
+            "mlflow_url": tracker.url,
+        }
+    )
+    _close(ledger, tracker, winner, finalists[0], registered)
+    return Searched(ledger, course.trials, True, finalists, registered, tracker.url)
+
+
+def _close(
+    ledger: Ledger, tracker: SearchTracker, winner: Trial, first: Finalist, registered: Registered
+) -> None:
+    objective = ledger.config.objectives[0]
+    values = {f"best/{objective}": first.mean, f"best/{objective}_error": first.error}
+    tracker.log_result(values, first.nimg)
+    ledger.storage.write(PAGE, page_of_ledger(ledger).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (PAGE, BEST):
+            Path(folder, name).write_bytes(ledger.storage.read(name))
+        record = json.dumps([dataclasses.asdict(trial) for trial in ledger.trials()], indent=1)
+        Path(folder, "trials.json").write_text(record)
+        tags = {"forger.model_version": registered.uri, "forger.best_trial": str(winner.number)}
+        tracker.close("FINISHED", files=Path(folder), tags=tags)
+
+
+def best_file(ledger: Ledger, trial: Trial) -> Experiment:
+    """A trial's experiment as a file of its own, beside the base: the same seed and settings give
+    the same weights.
+    """
+    base = ledger.experiment
+    experiment = dataclasses.replace(
+        experiment_of(ledger, trial),
+        name=f"{base.name}-best",
+        data=base.data,
+        evaluate=base.evaluate,
+        tracking=base.tracking,
+        cluster=base.cluster,
+    )
+    return experiment.replace("tracking.model", base.tracking.model or base.name)
+
+
+def _each(cluster: ClusterConfig):
+    one = dataclasses.replace(cluster, workers=1)
+    at_once = max(1, cluster.workers)
+    return lambda function, jobs: each_on_ray(
+        function, jobs, cluster=dataclasses.replace(one, workers=at_once)
+    )
+
+
+def _known(ledger: Ledger) -> Searched:
+    """A complete search, from its folder."""
+    result = ledger.result
+    assert result is not None
+    return Searched(
+        ledger,
+        ledger.trials(),
+        True,
+        finalists_of(result),
+        Registered(**result["registered"]),
+        result["mlflow_url"],
+    )

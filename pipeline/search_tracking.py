@@ -1,0 +1,123 @@
+"""A search in MLflow: a parent run, and below it every trial, shipped from its journal."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+from pipeline.backend import Backend
+from pipeline.experiment import leaves
+from pipeline.experiment_file import experiment_toml
+from pipeline.ledger import Ledger, Trial
+from pipeline.run import now_ms
+from pipeline.tracking import MAX_PARAM, Tracker, experiment_called, open_tracker, run_url
+
+log = logging.getLogger(__name__)
+
+STATUS = {"complete": "FINISHED", "stopped": "FINISHED", "waiting": "KILLED"}  # else FAILED
+
+
+class SearchTracker:
+    """One search's end of MLflow. One process a search has it: the driver."""
+
+    def __init__(self, where: Backend, ledger: Ledger):
+        self.where, self.ledger = where, ledger
+        self.client = where.client()
+        name = ledger.experiment.tracking.experiment or ledger.experiment.name
+        self.experiment_id = experiment_called(self.client, name, artifacts=where.artifacts)
+        self.run_id = self._find_run() or self._create_run()
+        self.client.update_run(self.run_id, status="RUNNING")
+        self._open: dict[int, Tracker] = {}
+        self._closed: set[int] = set()
+        self._complained = False
+
+    @property
+    def url(self) -> str:
+        """What to open in a browser, or the command that serves it."""
+        return run_url(self.where, self.experiment_id, self.run_id)
+
+    def _find_run(self) -> str | None:
+        found = self.client.search_runs(
+            [self.experiment_id],
+            filter_string=f"tags.`forger.search_id` = '{self.ledger.id}' "
+            "and tags.`forger.kind` = 'search'",
+            max_results=1,
+        )
+        return found[0].info.run_id if found else None
+
+    def _create_run(self) -> str:
+        from mlflow.entities import Param
+
+        ledger = self.ledger
+        tags = {
+            "forger.kind": "search",
+            "forger.search": ledger.name,
+            "forger.search_id": ledger.id,
+            "forger.data_digest": ledger.data_digest,
+            "forger.folder": ledger.storage.uri,
+        }
+        created = self.client.create_run(self.experiment_id, tags=tags, run_name=ledger.name)
+        run_id = created.info.run_id
+        experiment = ledger.experiment
+        whole = experiment.flat() | dict(leaves({"search": experiment.to_dict()["search"]}))
+        params = [Param(key, str(value)[:MAX_PARAM]) for key, value in whole.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(run_id, params=params[start : start + 100])
+        self.client.log_text(run_id, experiment_toml(experiment), "experiment.toml")
+        return run_id
+
+    def follow(self, trial: Trial) -> None:
+        """Ships what a trial journalled since, and ends its run where the trial has ended.
+
+        A server that fails is named once; what it missed is sent later.
+        """
+        if trial.number in self._closed or not self.ledger.has_run(trial):
+            return
+        try:
+            self._ship(trial)
+        except Exception as error:  # whatever tracking does, the search goes on
+            if not self._complained:
+                log.warning(
+                    "MLflow took no metrics (%s); the search goes on, they are kept", error
+                )
+            self._complained = True
+
+    def _ship(self, trial: Trial) -> None:
+        tracker = self._open.get(trial.number)
+        if tracker is None:
+            run = self.ledger.run_of(trial)
+            tracker = self._open[trial.number] = open_tracker(self.where, run, parent=self.run_id)
+            tracker.tag({"forger.origin": trial.origin})
+            trial.mlflow_url = tracker.url
+        tracker.ship(list(tracker.run.journal(after=tracker.shipped)))
+        if trial.state == "running":
+            return
+        best = tracker.run.best()
+        if best is not None:
+            times = [line.time_ms for line in tracker.run.journal() if line.nimg == best.card.nimg]
+            time_ms = (times or [now_ms()])[0]
+            tracker.log_best(best.card.scores, best.card.nimg, time_ms=time_ms)
+        tracker.tag({"forger.state": trial.state, "forger.reason": trial.reason})
+        tracker.finish(STATUS.get(trial.state, "FAILED"))
+        del self._open[trial.number]
+        self._closed.add(trial.number)
+
+    def close(self, status: str, *, files: Path | None = None, tags: dict[str, str]) -> None:
+        """Ends the parent as FINISHED, FAILED or KILLED, with the files of a folder."""
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, value)
+        if files is not None:
+            self.client.log_artifacts(self.run_id, str(files))
+        self.client.set_terminated(self.run_id, status=status)
+
+    def log_result(self, values: dict[str, float], nimg: int) -> None:
+        """Logs what the search came to."""
+        from mlflow.entities import Metric
+
+        points = [Metric(k, v, now_ms(), nimg) for k, v in values.items() if math.isfinite(v)]
+        self.client.log_batch(self.run_id, metrics=points)
+
+    def mlflow_run_of(self, trial: Trial) -> str:
+        """The MLflow run of a trial."""
+        return open_tracker(self.where, self.ledger.run_of(trial), parent=self.run_id).run_id
