@@ -14,6 +14,7 @@ VERBS = {  # the first line of help is kept here, so that `forger --help` import
     "prepare": "Make checksummed shards of images.",
     "train": "Train an experiment and register its best generator as a candidate.",
     "search": "Try a space of experiments and register the best generator as a candidate.",
+    "report": "Show a search as one page.",
     "evaluate": "Judge a generator against a data set, with error bars and pictures.",
     "promote": "Judge a candidate against the champion, and promote it if it passes.",
     "history": "Show who moved a model's champion, when and why.",

@@ -48,11 +48,13 @@ def importance(
     logarithm is taken, of the value or `floor`, whichever is larger: else the worst trial would
     be all the variance there is. From it the median of the trial's generation is taken off, so
     that a population's progress is not put down to what its last members happened to draw.
-    Trials that diverged or failed have no score and are left out, as are settings that are not
-    in play in every trial: a forest cannot split on what is not there.
+    Trials that diverged or failed have no score and are left out, and so are those whose point
+    is not known in full (the file's own settings can lie where the space draws nothing). Settings
+    that only some trials have in play are not judged: a forest cannot split on what is not there.
     """
     found = {t.number: s for t in trials if t.ended and (s := score(t, objective))}
-    scored = [trial for trial in trials if trial.number in found]
+    always = [d.name for d in dimensions if not d.when]
+    scored = [t for t in trials if t.number in found and all(name in t.point for name in always)]
     if len(scored) < FEWEST:
         return Importance(reason=f"Too few trials ended with a score ({len(scored)} of {FEWEST} "
                           "needed) to say which settings matter.")  # fmt: skip

@@ -23,7 +23,7 @@ TEMPLATE = "search.html"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A part of the page: a figure or a table with its notes, or a sentence on why there is none."""
+    """A part of the page: a figure, a table or pictures, or a sentence on why there is none."""
 
     id: str
     title: str
@@ -33,7 +33,6 @@ class Section:
     head: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     pictures: Sequence[Picture] = ()
-    after: str = ""  # the special part that follows it in the template
 
 
 def search_page(state: Shown) -> str:
@@ -113,7 +112,7 @@ def _caption(number: int, state: Shown) -> str:
         f": {OBJECTIVES[state.objective]} {plus_minus(found.value, found.error)}" if found else ""
     )
     best = ", the best" if number == state.best else ""
-    own = ", the file's own settings" if number == 0 else ""
+    own = ", the file's own settings" if trial and trial is state.own else ""
     return f"trial {number}{best}{own}{said}"
 
 
@@ -147,8 +146,8 @@ def _family(state: Shown) -> list[Section]:
         _figure(
             "family", "Family tree", family.family_tree(state),
             empty="No member of the population has begun.",
-            notes=["A bar is one member's life in one generation, in the colour of its best score; "
-                   "a line leads to it from the life whose weights it goes on from."],
+            notes=["A bar is one member's life in one generation, in the colour of its best "
+                   "score; a line leads to it from the life whose weights it goes on from."],
         ),
         _figure(
             "schedules", "What the best one lived through", family.schedules(state),
@@ -167,7 +166,8 @@ def _costs(state: Shown) -> list[Section]:
             empty="" if ended else "No trial was stopped, diverged or failed.",
         ),
         Section(
-            id="budget", title="Budget", head=("trials", "number", "images seen by D", "device time"),
+            id="budget", title="Budget",
+            head=("trials", "number", "images seen by D", "device time"),
             rows=words.budget_rows(state),
             notes=["Device time is that of all workers together, while they played."],
         ),

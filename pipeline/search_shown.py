@@ -1,9 +1,8 @@
-"""What the page of a search shows, as plain data, with the scores, axes and words drawn from it."""
+"""What the page of a search shows, as plain data, and the scores, axes and words drawn from it."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,8 @@ LOGARITHMIC = (
     "kid",
 )  # distances of GANs span decades; the loss of diversity is a log already
 APART = 2.0  # combined standard errors that two scores must differ by, or they are tied
+OWN = "the file's own"  # the origin of the trial that the others are compared with
+DIVERGED = 1e9  # a reading from here on is no distance, but says that the trial diverged
 SCORED = ("running", "complete", "stopped")  # what diverged or failed has no score
 MOST_TICKS = 6
 
@@ -66,6 +67,12 @@ class Shown:
         return self.config.objectives[0]
 
     @property
+    def own(self) -> Trial | None:
+        """The trial of the file's own settings: the first one, unless the search has none."""
+        first = self.by_number.get(0)
+        return first if first is not None and first.origin == OWN else None
+
+    @property
     def leader(self) -> Trial | None:
         """The trial named best; as long as none is, the one that leads."""
         if self.best is not None:
@@ -88,14 +95,13 @@ class Shown:
         return min((v for v in self._read(objective) if v > 0), default=1e-9)
 
     def scale(self, objective: str) -> Axis:
-        """The axis of an objective: logarithmic where its readings span a decade."""
-        values, floor = self._read(objective), self.floor(objective)
-        if not values:
-            return Axis(OBJECTIVES[objective], False, 0.0, 1.0)
-        if objective in LOGARITHMIC and max(values) > 10 * max(min(values), floor):
-            low = max(min(values), floor)
-            return Axis(OBJECTIVES[objective], True, low, max(values))
-        return Axis(OBJECTIVES[objective], False, *_widened(min(values), max(values)))
+        """The axis of all readings of an objective."""
+        return scale_of(objective, self._read(objective), self.floor(objective))
+
+    def score_scale(self, objective: str) -> Axis:
+        """The axis of the trials' scores, which is also that of their colours."""
+        found = [s.value for trial in self.trials if (s := score(trial, objective))]
+        return scale_of(objective, found, self.floor(objective))
 
     def axis(self, dimension: Dimension) -> Axis:
         """The axis of a setting that is drawn; as wide as what was drawn and tried."""
@@ -109,9 +115,17 @@ class Shown:
             line.insert(0, self.by_number[line[0].parent])
         return line
 
+    def readings(self, trial: Trial) -> list[Reading]:
+        """A trial's readings of the first objective that are distances."""
+        return [reading for reading in trial.readings if _is_distance(reading, self.objective)]
+
     def _read(self, objective: str) -> list[float]:
-        return [r.values[objective] for t in self.trials for r in t.readings
-                if math.isfinite(r.values.get(objective, math.nan))]  # fmt: skip
+        return [
+            reading.values[objective]
+            for trial in self.trials
+            for reading in trial.readings
+            if _is_distance(reading, objective)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +170,24 @@ class Axis:
 def axis_of(dimension: Dimension, values: Sequence[Any]) -> Axis:
     """The axis of a dimension on which these values lie too, whether it could draw them or not."""
     if dimension.kind == "choice":
-        others = [value for value in values if value not in dimension.options]
-        return Axis(dimension.name, False, 0.0, 1.0, (*dimension.options, *dict.fromkeys(others)))
+        options = list(dimension.options)
+        options += [v for n, v in enumerate(values) if v not in options and v not in values[:n]]
+        return Axis(dimension.name, False, 0.0, 1.0, tuple(options))
     log = dimension.kind == "loguniform"
     known = [value for value in values if not log or value > 0]
     low, high = min([dimension.low, *known]), max([dimension.high, *known])
     return Axis(dimension.name, log, *_widened(low, high))
+
+
+def scale_of(objective: str, values: Sequence[float], floor: float) -> Axis:
+    """The axis of these values: logarithmic where distances span a factor of five."""
+    name = OBJECTIVES[objective]
+    if not values:
+        return Axis(name, False, 0.0, 1.0)
+    low, high = max(min(values), floor), max(values)
+    if objective in LOGARITHMIC and high > 5 * low:
+        return Axis(name, True, _rounded(low), 1 / _rounded(1 / high))
+    return Axis(name, False, *_widened(min(values), high))
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
@@ -170,13 +196,24 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     )
 
 
+def _rounded(value: float) -> float:
+    """The largest of 1, 2 and 5 times the powers of ten that is not above a value."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return power * max(m for m in (1, 2, 5) if m * power <= value * (1 + 1e-9))
+
+
+def _is_distance(reading: Reading, objective: str) -> bool:
+    value = reading.values.get(objective, math.nan)
+    return math.isfinite(value) and value < DIVERGED
+
+
 def score(trial: Trial, objective: str) -> Score | None:
     """What a trial is ranked by: its best reading, whose snapshot is kept.
 
     None where it was not judged yet, diverged or failed.
     """
     best: Reading | None = trial.best(objective)
-    if best is None or trial.state not in SCORED or not math.isfinite(best.values[objective]):
+    if best is None or trial.state not in SCORED or not _is_distance(best, objective):
         return None
     return Score(best.values[objective], best.errors.get(objective, 0.0), best.nimg)
 
@@ -222,7 +259,7 @@ def short(value: Any) -> str:
 
 def plus_minus(value: float, error: float) -> str:
     """12.3 ± 0.4: the error to two digits, the value no finer than that."""
-    if error <= 0:
+    if not 0 < error < math.inf:
         return f"{value:.3g}"
     decimals = min(max(1 - math.floor(math.log10(error)), 0), 9)
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
@@ -249,9 +286,3 @@ def trials_named(numbers: Iterable[int]) -> str:
     if len(texts) == 1:
         return f"trial {texts[0]}"
     return f"trials {', '.join(texts[:-1])} and {texts[-1]}"
-
-
-def typical(values: Iterable[float]) -> float:
-    """The median; 0 of none."""
-    found = list(values)
-    return statistics.median(found) if found else 0.0

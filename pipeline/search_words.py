@@ -24,8 +24,9 @@ from pipeline.search_shown import (
     trials_named,
 )
 
+DASH = "\N{EN DASH}"
 ORDER = ("complete", "stopped", "running", "waiting", "diverged", "failed")  # of states, in words
-ORIGINS = {"asha": "asynchronous successive halving", "median": "the median rule",
+SCHEDULERS = {"asha": "asynchronous successive halving", "median": "the median rule",
            "pbt": "population-based training", "none": "nothing cut short"}  # fmt: skip
 SEARCHERS = {"random": "random draws", "quasirandom": "quasi-random draws",
              "tpe": "Optuna's TPE"}  # fmt: skip
@@ -53,13 +54,13 @@ class Tile:
 def title(shown: Shown) -> str:
     """The headline: what the search found, as far as it has come."""
     if not shown.trials:
-        return f"Search {shown.name}: no trial has begun"
+        return f"{shown.name}: no trial has begun"
     if shown.best is not None:
         tied = "" if not _ties(shown) else f", tied with {trials_named(_ties(shown))}"
-        return f"Search {shown.name}: trial {shown.best} is the best{tied}"
+        return f"{shown.name}: trial {shown.best} is the best{tied}"
     if not all(trial.ended for trial in shown.trials):
-        return f"Search {shown.name} is not over yet"
-    return f"Search {shown.name} has named no best trial"
+        return f"{shown.name}: the search is not over yet"
+    return f"{shown.name}: no best trial was named"
 
 
 def summary(shown: Shown) -> list[str]:
@@ -68,17 +69,19 @@ def summary(shown: Shown) -> list[str]:
     drawn = ", ".join(d.name for d in shown.dimensions) or "nothing"
     lines.append(
         f"Searched: {drawn}; by {SEARCHERS[shown.config.searcher]} and "
-        f"{ORIGINS[shown.config.scheduler]}, up to {images(shown.base.turns.total_nimg)} images a "
-        f"trial, judged on {images(shown.base.evaluate.images)} generated images with the "
-        f"extractor {shown.base.evaluate.extractor}."
+        f"{SCHEDULERS[shown.config.scheduler]}, up to {images(shown.base.turns.total_nimg)} "
+        f"images a trial, judged on {images(shown.base.evaluate.images)} generated images with "
+        f"the extractor {shown.base.evaluate.extractor}."
     )
     noise = [
         f"{shown.noise[o]:.2g} ({OBJECTIVES[o]})" for o in shown.config.objectives
         if shown.noise.get(o, 0) > 0
     ]  # fmt: skip
     if noise:
-        lines.append(f"The standard error of one evaluation is about {' and '.join(noise)}; trials "
-                     f"nearer than {APART:g} combined standard errors are called a tie.")  # fmt: skip
+        lines.append(
+            f"The standard error of one evaluation is about {' and '.join(noise)}; trials nearer "
+            f"than {APART:g} combined standard errors are called a tie."
+        )
     return lines
 
 
@@ -90,15 +93,18 @@ def _leading(shown: Shown) -> list[str]:
     finalist = _finalist(shown, best.number)
     found = score(best, shown.objective)
     if finalist is not None:
+        each = images(shown.config.final_images)
         said = (
             f"Trial {best.number} has a {what} of {plus_minus(finalist.mean, finalist.error)}, "
-            f"the mean over {len(finalist.values)} new sets of {images(shown.config.final_images)} "
-            "images each."
+            f"the mean over {len(finalist.values)} new sets of {each} images each."
         )
     elif found is not None:
         leads = "is the best" if shown.best is not None else "leads"
-        said = (f"Trial {best.number} {leads} with a {what} of "
-                f"{plus_minus(found.value, found.error)} after {images(found.nimg)} images.")  # fmt: skip
+        value = plus_minus(found.value, found.error)
+        said = (
+            f"Trial {best.number} {leads} with a {what} of {value} "
+            f"after {images(found.nimg)} images."
+        )
     else:
         return [f"Trial {best.number} was named best without a score."]
     ties = _ties(shown)
@@ -110,11 +116,12 @@ def _leading(shown: Shown) -> list[str]:
 
 def _against_own(shown: Shown, best: Trial) -> list[str]:
     """How the best compares with trial 0, both judged in the same way."""
-    own = shown.by_number.get(0)
-    if own is None or shown.dimensions == () or own.origin != "the file's own":
+    own = shown.own
+    if own is None:
         return []
     if own is best:
-        return ["These are the file's own settings (trial 0): nothing that was tried beat them."]
+        so_far = "" if shown.best is not None else " so far"
+        return [f"These are the file's own settings (trial 0): nothing beat them{so_far}."]
     ours, theirs = _finalist(shown, best.number), _finalist(shown, 0)
     how = " in the same judgement"
     if ours is not None and theirs is not None:
@@ -126,12 +133,14 @@ def _against_own(shown: Shown, best: Trial) -> list[str]:
         pair, how = ((a.value, a.error), (b.value, b.error)), " in the search's own evaluations"
     (value, error), (other, other_error) = pair
     said = f"The file's own settings (trial 0) have {plus_minus(other, other_error)}{how}"
-    if how.endswith("evaluations"):
-        said += f", the best {plus_minus(value, error)}"
+    if own.nimg < best.nimg:
+        return [f"{said}, but after {images(own.nimg)} images only, where trial {best.number} saw "
+                f"{images(best.nimg)}: too few to compare the two."]  # fmt: skip
+    said += f", trial {best.number} has {plus_minus(value, error)}"
     if abs(other - value) <= APART * math.hypot(error, other_error):
         return [said + ": the difference is within the noise."]
     if value > 0 and other > value:
-        return [f"{said}: the best one is {100 * (1 - value / other):.0f} % lower."]
+        return [f"{said}: {100 * (1 - value / other):.0f} % lower."]
     return [said + "."]
 
 
@@ -175,7 +184,16 @@ def trial_heads(shown: Shown) -> list[str]:
     """The columns of the table of trials."""
     scores = [f"best {OBJECTIVES[o]}" for o in shown.config.objectives]
     names = [dimension.name for dimension in shown.dimensions]
-    return ["trial", "state", *scores, "images", *names, "device time", "origin", "why it ended"]
+    return [
+        "trial",
+        "state",
+        *scores,
+        "images, thousands",
+        *names,
+        "device time",
+        "origin",
+        "why it ended",
+    ]
 
 
 def trial_rows(shown: Shown) -> list[list[Cell]]:
@@ -188,7 +206,7 @@ def _trial_row(trial: Trial, shown: Shown) -> list[Cell]:
     scores = []
     for objective in shown.config.objectives:
         found = score(trial, objective)
-        scores.append(Cell(plus_minus(found.value, found.error) if found else "–",
+        scores.append(Cell(plus_minus(found.value, found.error) if found else DASH,
                            found.value if found else math.inf, "number"))  # fmt: skip
     points = []
     for dimension in shown.dimensions:
@@ -196,14 +214,14 @@ def _trial_row(trial: Trial, shown: Shown) -> list[Cell]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             points.append(Cell(short(value), float(value), "number"))
         else:
-            points.append(Cell("–" if value is None else short(value), str(value), "number"))
+            points.append(Cell(DASH if value is None else short(value), str(value), "number"))
     safe = trial.mlflow_url.startswith(("http://", "https://"))
     star = " ★" if trial.number == shown.best else ""
     return [
         Cell(f"{trial.number}{star}", trial.number, link=trial.mlflow_url if safe else ""),
         Cell(trial.state, trial.state, trial.state),
         *scores,
-        Cell(images(trial.nimg), trial.nimg, "number"),
+        Cell(f"{trial.nimg / 1000:.4g}", trial.nimg, "number"),
         *points,
         Cell(duration(trial.device_sec), trial.device_sec, "number"),
         Cell(trial.origin, trial.origin),
@@ -217,7 +235,7 @@ def ended_rows(shown: Shown) -> list[Sequence[str]]:
     ended.sort(key=lambda trial: (trial.nimg, trial.number))
     return [
         (f"trial {t.number}", t.state, images(t.nimg),
-         f"{100 * t.nimg / t.until_nimg:.0f} %" if t.until_nimg else "–", t.reason)
+         f"{100 * t.nimg / t.until_nimg:.0f} %" if t.until_nimg else DASH, t.reason)
         for t in ended
     ]  # fmt: skip
 

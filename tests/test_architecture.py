@@ -31,7 +31,8 @@ DOORS = {  # vendor: the only modules that may import it
     "onnxruntime": {"pipeline.export"},
     "onnxscript": {"pipeline.export"},
     "click": {"jobs"},
-    "optuna": {"pipeline.suggest", "pipeline.importance"},
+    "plotly": {"pipeline.search_figures"},
+    "optuna": {"pipeline.importance", "pipeline.suggest"},
 }
 GAN_MAY_IMPORT = {"torch", "numpy", "jaxtyping"} | sys.stdlib_module_names
 BANNED_NAMES = {"utils", "helpers", "manager", "base", "misc", "common"}

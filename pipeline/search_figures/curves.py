@@ -20,15 +20,25 @@ from pipeline.search_figures.look import (
     ruled,
     styled,
 )
-from pipeline.search_shown import OBJECTIVES, Shown, front, images, plus_minus, score
+from pipeline.search_shown import (
+    OBJECTIVES,
+    Axis,
+    Shown,
+    front,
+    images,
+    plus_minus,
+    scale_of,
+    score,
+)
 
 KIMG = "images that D saw, in thousands"
 SMALLER = " (smaller is better)"
+OWN = ", the file's own settings"
 
 
 def learning_curves(shown: Shown) -> go.Figure | None:
     """Every trial's readings; the best few with their errors. None where nothing was read."""
-    if not any(_readings(trial, shown) for trial in shown.trials):
+    if not any(shown.readings(trial) for trial in shown.trials):
         return None
     best = shown.ranked[: len(BEST_FEW)]
     if shown.best is not None and shown.best in shown.by_number:
@@ -37,12 +47,13 @@ def learning_curves(shown: Shown) -> go.Figure | None:
     lives = {ancestor.number for trial in best for ancestor in shown.ancestry(trial)}
     figure = go.Figure()
     _others(figure, shown, lives)
-    for trial, ink in reversed(list(zip(best, BEST_FEW, strict=False))):
+    for trial, ink in reversed([*zip(best, BEST_FEW, strict=False)]):
         _one_of_the_best(figure, shown, trial, ink)
-    if shown.trials and shown.trials[0] not in best:
-        _own_settings(figure, shown)
+    if shown.own is not None and shown.own not in best:
+        _own_settings(figure, shown, shown.own)
     _ends(figure, shown)
     figure.update_yaxes(ruled(shown.scale(shown.objective), title=_title(shown.objective)))
+    figure.update_yaxes(range=[-0.04, 1.1])
     figure.update_xaxes(title=KIMG, rangemode="tozero")
     return styled(figure, height=500)
 
@@ -51,15 +62,11 @@ def _title(objective: str) -> str:
     return OBJECTIVES[objective] + SMALLER
 
 
-def _readings(trial: Trial, shown: Shown) -> list[Reading]:
-    return [reading for reading in trial.readings if shown.objective in reading.values]
-
-
 def _life(trial: Trial, shown: Shown, *, whole: bool) -> list[Reading]:
     """A trial's readings after its ancestors' ones, all or only the last that it goes on from."""
-    own = _readings(trial, shown)
+    own = shown.readings(trial)
     *before, _ = shown.ancestry(trial)
-    earlier = [reading for ancestor in before for reading in _readings(ancestor, shown)]
+    earlier = [reading for ancestor in before for reading in shown.readings(ancestor)]
     return (earlier if whole else earlier[-1:]) + own
 
 
@@ -101,7 +108,7 @@ def _one_of_the_best(figure: go.Figure, shown: Shown, trial: Trial, ink: str) ->
     curve = _life(trial, shown, whole=True)
     x = _kimg(curve)
     up, down = _heights(curve, shown, errors=1), _heights(curve, shown, errors=-1)
-    name = f"trial {trial.number}"
+    name = f"trial {trial.number}" + (OWN if trial is shown.own else "")
     winner = trial.number == shown.best
     figure.add_scatter(
         x=x + x[::-1], y=up + down[::-1], fill="toself", fillcolor=ink, opacity=0.22, mode="none",
@@ -114,12 +121,11 @@ def _one_of_the_best(figure: go.Figure, shown: Shown, trial: Trial, ink: str) ->
     )  # fmt: skip
 
 
-def _own_settings(figure: go.Figure, shown: Shown) -> None:
-    own = shown.trials[0]
+def _own_settings(figure: go.Figure, shown: Shown, own: Trial) -> None:
     curve = _life(own, shown, whole=False)
     figure.add_scatter(
         x=_kimg(curve), y=_heights(curve, shown), hovertext=_told(own, curve, shown),
-        hoverinfo="text", mode="lines", name="trial 0, the file's own settings",
+        hoverinfo="text", mode="lines", name=f"trial 0{OWN}",
         line={"color": INK, "width": 2, "dash": "dash"},
     )  # fmt: skip
 
@@ -130,17 +136,17 @@ def _ends(figure: go.Figure, shown: Shown) -> None:
         ended = [trial for trial in shown.trials if trial.state == state]
         if not ended:
             continue
-        axis, heights = shown.scale(shown.objective), []
+        heights = []
         for trial in ended:
-            last = trial.readings[-1:] if state != "diverged" else []
-            heights += _heights(last, shown) if last and _readings(trial, shown) else [1.03]
+            last = shown.readings(trial)[-1:] if state != "diverged" else []
+            heights += _heights(last, shown) or [1.04]
         ink = DIM if state == "stopped" else BAD
-        assert axis
         figure.add_scatter(
             x=[trial.nimg / 1000 for trial in ended], y=heights, mode="markers", name=state,
             hovertext=[f"{about(t, shown)}<br>{plain(t.reason)}" for t in ended],
             hoverinfo="text",
-            marker={"symbol": symbol, "size": 10, "color": ink, "line": {"width": 2, "color": ink}},
+            marker={"symbol": symbol, "size": 10, "color": ink,
+                    "line": {"width": 2, "color": ink}},
         )  # fmt: skip
 
 
@@ -150,7 +156,7 @@ def best_so_far(shown: Shown) -> go.Figure | None:
     for trial in shown.trials:
         if trial.state not in ("diverged", "failed"):
             points += [(spent + r.nimg - trial.from_nimg, r, trial) for r in
-                       _readings(trial, shown)]  # fmt: skip
+                       shown.readings(trial)]  # fmt: skip
         spent += trial.spent_nimg
     if not points:
         return None
@@ -175,11 +181,12 @@ def best_so_far(shown: Shown) -> go.Figure | None:
         name="best so far", hoverinfo="text",
         hovertext=[about(trial, shown) for _, _, trial in steps] + [""],
     )  # fmt: skip
-    own = score(shown.trials[0], objective)
+    own = score(shown.own, objective) if shown.own else None
     if own:
         figure.add_scatter(
             x=[0, spent / 1000], y=[axis.at(own.value)] * 2, mode="lines", hoverinfo="skip",
-            line={"color": INK, "width": 1.5, "dash": "dash"}, name="the file's own settings",
+            line={"color": INK, "width": 1.5, "dash": "dash"},
+            name=f"the file's own settings, after {images(own.nimg)} images",
         )  # fmt: skip
     figure.update_yaxes(ruled(axis, title=_title(objective)))
     figure.update_xaxes(
@@ -199,8 +206,15 @@ def pareto(shown: Shown) -> go.Figure | None:
     for trials, ink, name in ((beaten, FAINT, "beaten in both"), (best, BEST_FEW[0], "the front")):
         _crosses(figure, shown, trials, ink, name)
     for objective, update in ((first, figure.update_xaxes), (second, figure.update_yaxes)):
-        update(ruled(shown.scale(objective), title=_title(objective)))
+        update(ruled(_wide(shown, objective), title=_title(objective)))
     return styled(figure, height=460)
+
+
+def _wide(shown: Shown, objective: str) -> Axis:
+    """The axis of the scores with their errors."""
+    found = [s for trial in shown.trials if (s := score(trial, objective))]
+    ends = [s.value + sign * s.error for s in found for sign in (-1, 1)]
+    return scale_of(objective, ends, shown.floor(objective))
 
 
 def _crosses(
@@ -209,7 +223,7 @@ def _crosses(
     """Trials as points with both errors; those of the front are joined by steps."""
     places, errors = [], []
     for objective in shown.config.objectives:
-        axis = shown.scale(objective)
+        axis = _wide(shown, objective)
         found = [s for trial in trials if (s := score(trial, objective))]
         places.append([axis.at(s.value) for s in found])
         errors.append({
@@ -252,4 +266,5 @@ def finals(shown: Shown) -> go.Figure | None:
                      "color": ink},
         )  # fmt: skip
     figure.update_xaxes(title=_title(shown.objective))
+    figure.update_yaxes(range=[-0.6, len(rows) - 0.4])
     return styled(figure, height=150 + 44 * len(rows))

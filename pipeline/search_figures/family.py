@@ -43,7 +43,9 @@ def family_tree(shown: Shown) -> go.Figure | None:
     _descent(figure, shown, line, INK, 4, "the ancestry of the best")
     for trial in lives:
         figure.add_trace(_life(trial, shown, bold=trial in line))
-    figure.add_trace(colour_bar(shown.scale(shown.objective), title=OBJECTIVES[shown.objective]))
+    figure.add_trace(
+        colour_bar(shown.score_scale(shown.objective), title=OBJECTIVES[shown.objective])
+    )
     members = sorted({trial.member for trial in lives if trial.member is not None})
     figure.update_yaxes(title="member", tickvals=members, autorange="reversed", showgrid=False)
     figure.update_xaxes(title=KIMG)
@@ -62,7 +64,7 @@ def _ends(trial: Trial) -> float:
 
 def _life(trial: Trial, shown: Shown, *, bold: bool) -> go.Scatter:
     found = score(trial, shown.objective)
-    ink = colour(shown.scale(shown.objective).at(found.value)) if found else BAD
+    ink = colour(shown.score_scale(shown.objective).at(found.value)) if found else BAD
     if trial.state in ("waiting", "running") and not found:
         ink = FAINT
     begin, end = _begins(trial), _ends(trial)

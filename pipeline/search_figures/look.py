@@ -17,11 +17,11 @@ from pipeline.search_shown import Axis, Shown, plus_minus, score, short
 INK, DIM, LINE, GRID, FAINT = "#1c2126", "#667079", "#c9d0d6", "#eceff2", "#b4bcc4"
 BAD = "#D55E00"  # Okabe and Ito's vermilion: apart from all of the scale, for every eye
 BEST_FEW = ("#0072B2", "#009E73", "#CC79A7")  # theirs too
-SCALE = [[i / 8, colour] for i, colour in enumerate(sample_colorscale(
-    "Viridis", [0.88 * i / 8 for i in range(9)]))]  # fmt: skip  # without the yellow that paper loses
+# Viridis without the yellow that is lost on paper.
+VIRIDIS = sample_colorscale("Viridis", [0.88 * i / 8 for i in range(9)])
+SCALE = [[i / 8, ink] for i, ink in enumerate(VIRIDIS)]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 ENDS = {"diverged": "x", "failed": "triangle-down", "stopped": "line-ns"}
-BUTTONS = ["select2d", "lasso2d", "autoScale2d"]
 
 
 def library() -> Markup:
@@ -31,8 +31,9 @@ def library() -> Markup:
 
 def drawn(figure: go.Figure, name: str) -> Markup:
     """The figure as HTML, for a page that has the library."""
-    settings = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": BUTTONS}
-    height = f"{figure.layout.height}px"
+    settings = {  # plotly's bar of buttons has one that uploads the figure
+        "displayModeBar": False, "plotlyServerURL": "", "responsive": True}  # fmt: skip
+    height = f"{figure['layout']['height']}px"
     return Markup(
         to_html(figure, include_plotlyjs=False, full_html=False, div_id=name, config=settings,
                 default_height=height)
@@ -53,7 +54,8 @@ def styled(figure: go.Figure, *, height: int) -> go.Figure:
     )  # fmt: skip
     axis = {"showline": True, "linecolor": LINE, "gridcolor": GRID, "zeroline": False,
             "ticks": "outside", "tickcolor": LINE, "ticklen": 4, "automargin": True,
-            "tickfont": {"color": DIM, "size": 12}, "title": {"standoff": 10}}  # fmt: skip
+            "tickfont": {"color": DIM, "size": 12},
+            "title": {"standoff": 10, "font": {"size": 13}}}  # fmt: skip
     figure.update_xaxes(axis)
     figure.update_yaxes(axis)
     return figure
@@ -89,7 +91,7 @@ def about(trial: Trial, shown: Shown) -> str:
 
 def colour(position: float) -> str:
     """The colour of a score at this position of its axis; dark is good."""
-    return sample_colorscale(SCALE, [min(max(position, 0.0), 1.0)])[0]
+    return str(sample_colorscale(SCALE, [min(max(position, 0.0), 1.0)])[0])
 
 
 def colour_bar(axis: Axis, *, title: str) -> go.Scatter:
@@ -97,7 +99,8 @@ def colour_bar(axis: Axis, *, title: str) -> go.Scatter:
     ticks = axis.ticks()
     bar = {"title": {"text": title, "side": "right", "font": {"size": 12}}, "thickness": 12,
            "outlinewidth": 0, "tickvals": [p for p, _ in ticks], "len": 0.9,
-           "ticktext": [label for _, label in ticks], "tickfont": {"color": DIM, "size": 11}}  # fmt: skip
+           "ticktext": [label for _, label in ticks],
+           "tickfont": {"color": DIM, "size": 11}}  # fmt: skip
     return go.Scatter(
         x=[None], y=[None], mode="markers", showlegend=False, hoverinfo="skip",
         marker={"colorscale": SCALE, "cmin": 0, "cmax": 1, "color": [0], "colorbar": bar},

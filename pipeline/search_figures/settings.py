@@ -17,7 +17,6 @@ from pipeline.search_figures.look import (
     LINE,
     about,
     colour,
-    colour_bar,
     plain,
     ruled,
     styled,
@@ -34,21 +33,20 @@ def parallel(shown: Shown) -> go.Figure | None:
     trials = [trial for trial in shown.trials if trial.ended]
     if not trials or not shown.dimensions:
         return None
-    axes = [*(shown.axis(d) for d in shown.dimensions), shown.scale(shown.objective)]
+    axes = [*(shown.axis(d) for d in shown.dimensions), shown.score_scale(shown.objective)]
     figure = go.Figure()
     worst_first = [*(t for t in trials if t not in shown.ranked),
                    *(t for t in reversed(shown.ranked) if t.ended)]  # fmt: skip
     for trial in worst_first:
         figure.add_trace(_line(trial, axes, shown))
-    figure.add_trace(colour_bar(axes[-1], title=OBJECTIVES[shown.objective]))
     _posts(figure, axes, trials)
     for name, dash, ink in (("scored", "solid", colour(0.3)), ("diverged", "dash", BAD),
                             ("failed", "dot", BAD)):  # fmt: skip
         figure.add_scatter(x=[None], y=[None], mode="lines", name=name,
                            line={"color": ink, "dash": dash, "width": 2})  # fmt: skip
     styled(figure, height=480)
-    figure.update_xaxes(visible=False, range=[-0.25, len(axes) - 0.9])
-    figure.update_yaxes(visible=False, range=[-0.28, 1.28])
+    figure.update_xaxes(visible=False, range=[-0.25, len(axes) - 0.65])
+    figure.update_yaxes(visible=False, range=[-0.2, 1.28])
     return figure.update_layout(margin={"l": 24, "r": 24, "t": 48, "b": 24})
 
 
@@ -69,7 +67,7 @@ def _height(trial: Trial, axis: Axis) -> float:
     if axis.name not in trial.point:
         return OUT_OF_PLAY
     # Options would hide each other's lines: each trial passes beside the middle of its cell.
-    aside = ((trial.number * 7) % 11 - 5) * 0.008 if axis.options else 0.0
+    aside = ((trial.number * 7) % 11 - 5) * 0.014 if axis.options else 0.0
     return axis.at(trial.point[axis.name]) + aside
 
 
@@ -87,7 +85,7 @@ def _posts(figure: go.Figure, axes: Sequence[Axis], trials: Sequence[Trial]) -> 
         for height, label in labels:
             figure.add_annotation(
                 x=place, y=height, text=plain(label), showarrow=False, xanchor="right", xshift=-5,
-                font={"size": 11, "color": DIM}, bgcolor="rgba(255,255,255,0.75)", borderpad=1,
+                font={"size": 11, "color": DIM}, bgcolor="rgba(255,255,255,0.9)", borderpad=1,
             )  # fmt: skip
         name = plain(axis.name).replace(" / ", "<br>/ ")
         figure.add_annotation(x=place, y=1.19, text=name, showarrow=False, yanchor="bottom",
@@ -98,7 +96,7 @@ def importance_bars(found: Importance) -> go.Figure | None:
     """Each setting's share of the variance of the scores. None where it is not known."""
     if not found.shares:
         return None
-    names = list(reversed(found.shares))
+    names = list(found.shares)[::-1]
     means = [100 * found.shares[name][0] for name in names]
     spreads = [100 * found.shares[name][1] for name in names]
     figure = go.Figure()
@@ -122,7 +120,7 @@ def against_settings(shown: Shown) -> go.Figure | None:
     trials = [trial for trial in shown.trials if trial.ended]
     if not any(score(t, shown.objective) for t in trials) or not shown.dimensions:
         return None
-    axes, up = [shown.axis(d) for d in shown.dimensions], shown.scale(shown.objective)
+    axes, up = [shown.axis(d) for d in shown.dimensions], shown.score_scale(shown.objective)
     rows = -(-len(axes) // COLUMNS)
     figure = make_subplots(rows=rows, cols=COLUMNS, shared_yaxes=True, horizontal_spacing=0.035,
                            vertical_spacing=min(0.3, 110 / (rows * 280)))  # fmt: skip
@@ -155,7 +153,8 @@ def _scatter(
         found = [score(t, shown.objective) for t in kind]
         traces.append(go.Scatter(
             x=[_height(t, axis) for t in kind], y=[up.at(s.value) if s else 1.1 for s in found],
-            mode="markers", marker={**marker, "line": {"width": 1.5}}, name=state,
+            mode="markers", name=state,
+            marker={**marker, "line": {"width": 1.5, "color": marker["color"]}},
             legendgroup=state, showlegend=legend, hoverinfo="text",
             hovertext=[about(t, shown) for t in kind],
         ))  # fmt: skip
