@@ -100,11 +100,17 @@ def fake_influence(
         return (comb(KID_DEGREE, p) / dim**p * difference).to(x)
 
     linear = term(1, fake.first, real.first)
-    square = x @ term(2, fake.second, real.second)
-    pairs = torch.einsum("na,nb->nab", x, x).flatten(1)
-    cube = (x @ term(3, fake.third, real.third) * pairs).sum(1)
+    square = term(2, fake.second, real.second)
+    cube = term(3, fake.third, real.third)
+    mean = torch.empty_like(x[:, 0], dtype=torch.float64)
+    for rows in _row_blocks(len(x), dim**2):
+        part = x[rows]
+        # <M_3, x^3> = x' (M_3 x) x, and Horner's rule for the rest.
+        quadratic = square + (part @ cube).view(-1, dim, dim)
+        vector = linear + (quadratic @ part[:, :, None]).squeeze(2)
+        mean[rows] = (vector * part).sum(1)
     own = kernel(x.double().square().sum(1), dim) / others
-    return 2 * (x @ linear + (square * x).sum(1) + cube - own)
+    return 2 * (mean - own)
 
 
 def _likeness_within(x: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:

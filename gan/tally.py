@@ -25,6 +25,7 @@ from gan.moments import FeatureMoments
 from gan.world import World
 
 NUM_GROUPS = 10
+KID_ERROR_IMAGES = 1000  # know a standard error to 2 %; more would cost as much as KID itself
 WIDE = 512  # features from which a deletion is dear, so that MIN_GROUPS must do
 
 
@@ -58,16 +59,17 @@ class Tally:
             for _ in range(count if num_images >= 2 * count else 0)
         ]
         self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._features: list[Tensor] = []  # this rank's, for the error of KID
+        self._stride = max(1, num_images // KID_ERROR_IMAGES)
+        self._features: list[Tensor] = []  # this rank's of every so many images
 
     def add(self, features: Float[Tensor, "n d"], *, first: int) -> None:
         """Adds images number `first`, `first` + 1, ... by their features."""
         self.whole.add(features)
         if not self.groups:
             return
-        if self.whole.third is not None:
-            self._features.append(features)
         numbers = torch.arange(first, first + len(features), device=features.device)
+        if self.whole.third is not None:
+            self._features.append(features[numbers % self._stride == 0])
         self._waiting.append((features, numbers % len(self.groups)))
         # A group of a block is a few rows; of several blocks it is as many as a block.
         if len(self._waiting) == len(self.groups):
@@ -111,15 +113,14 @@ class Tally:
         return found
 
     def _kid_error(self, real: RealSide, world: World) -> float:
-        """(var h / n)^(1/2) over the influence h of each image."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.whole.first.device)
-        for features in self._features:
-            h = fake_influence(features, self.whole, real.moments)
-            sums += torch.stack([h.sum(), h.square().sum()])
-        total, squares = world.sum(sums).tolist()
-        count = self.whole.count.item()
+        """(var h / n)^(1/2) for the influence h of an image."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.whole.first.device)
+        if self._features:  # a rank may have none
+            h = fake_influence(torch.cat(self._features), self.whole, real.moments)
+            sums += torch.stack([torch.ones_like(h).sum(), h.sum(), h.square().sum()])
+        count, total, squares = world.sum(sums).tolist()
         variance = (squares - total**2 / count) / (count - 1)
-        return math.sqrt(max(variance, 0.0) / count)
+        return math.sqrt(max(variance, 0.0) / self.whole.count.item())
 
 
 def _num_groups(dim: int) -> int:

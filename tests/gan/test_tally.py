@@ -101,6 +101,16 @@ def test_the_influence_on_kid_from_moments_is_that_from_all_pairs(dtype):
     torch.testing.assert_close(h - h.mean(), expected, rtol=rounding, atol=rounding)
 
 
+def test_the_error_of_kid_is_that_of_its_influence_and_a_thousand_images_know_it():
+    y = normal(20, DIM, seed=1)
+    for count, precision in ((500, 1e-9), (3000, 0.1)):
+        x = normal(count, DIM, seed=9)
+        h = kid_influence(x, KernelReference.of(y)).fake
+        found = tallied(x).measures(RealSide.of(moments_of(y)), World())
+        expected = (h.var() / count).sqrt().item()
+        assert found["kid_error"] == pytest.approx(expected, rel=precision)
+
+
 def test_reals_that_are_all_one_image_have_no_diversity_to_compare_with():
     real = RealSide.of(moments_of(torch.ones(30, DIM, dtype=torch.float64)))
     found = tallied(normal(40, DIM, seed=3)).measures(real, World())
