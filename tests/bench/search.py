@@ -1,8 +1,8 @@
-"""python -m tests.bench.search compare|seeds|overhead DATA FOLDER: what a search is worth, and costs.
+"""python -m tests.bench.search compare|seeds|overhead DATA FOLDER: what a search is worth.
 
 compare: random, ASHA, PBT and TPE with ASHA on jobs/experiments/digits-search.toml, at equal total
-images. seeds: the winner of a search in FOLDER against the file's own settings, five training seeds
-each. overhead: a search against the same trials as bare loops on the same cores.
+images. seeds: the winner of a search in FOLDER against the file's own settings, five training
+seeds each. overhead: a search against the same trials as bare loops on the same cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from scipy import stats
 
 from pipeline.experiment_file import experiment_toml, load_experiment
-from pipeline.ledger import Ledger, best_of, reading_of
+from pipeline.ledger import Ledger, reading_of
 from pipeline.run import Run
 from pipeline.storage import Folder
 
@@ -160,8 +160,8 @@ def overhead(data: str, folder: Path) -> None:
         loops = time.perf_counter() - started
         ratios.append(searched / loops)
         played = sum(trial.device_sec for trial in ledger.trials()) / 2
-        print(f"search {searched:.1f} s (playing {played:.1f} s a core), bare loops {loops:.1f} s, "
-              f"{searched / loops:.2f}", flush=True)  # fmt: skip
+        print(f"search {searched:.1f} s (playing {played:.1f} s a core), "
+              f"bare loops {loops:.1f} s, {searched / loops:.2f}", flush=True)  # fmt: skip
     print(f"search / bare loops: {statistics.median(ratios):.2f} "
           f"({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
 
@@ -204,11 +204,6 @@ def bare(file: Path) -> None:
                     images=experiment.evaluate.images,
                 )
             before = tick.nimg
-
-
-def best_number(ledger: Ledger) -> int:
-    """The trial that leads."""
-    return best_of(ledger.trials(), "fd")[0].number
 
 
 if __name__ == "__main__":
