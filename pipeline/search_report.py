@@ -93,7 +93,7 @@ def _samples(ledger: Ledger, trials: Sequence[Trial], wanted: list[int]) -> dict
 
 def _saved_sec(trial: Trial) -> float:
     """Device seconds that a trial would have taken had it not been stopped."""
-    if trial.state not in ("stopped", "diverged") or not trial.spent_nimg:
+    if trial.state != "stopped" or not trial.spent_nimg:
         return 0.0
     return trial.device_sec / trial.spent_nimg * max(0, trial.until_nimg - trial.nimg)
 

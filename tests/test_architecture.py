@@ -17,6 +17,7 @@ DOORS = {  # vendor: the only modules that may import it
     "mlflow": {
         "pipeline.backend",
         "pipeline.tracking",
+        "pipeline.search_tracking",
         "pipeline.registry",
         "pipeline.logged",
         "pipeline.served",
