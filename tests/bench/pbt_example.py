@@ -49,18 +49,17 @@ WHO = {
     "peer-own-scale": "pbt_dcgan_mnist, its own scale",
     "forger": "forger search",
 }
-PEER_REMARKS = (
-    "its sampled learning rates are not applied before a trial is restored from a checkpoint, by "
-    "a pause or an exploit: until then both are 0.01",
-    "perturbation_interval = 5 is in seconds (time_attr is left out): its result depends on the "
-    "speed of the machine",
-    "it uses no labels, and its score is the inception score of one batch of 64 forged images",
-)
-FORGER_REMARKS = (
-    "its members are chosen by the extractor that judges here; the example's are not, and its row "
-    "'best' takes that away",
-    "the networks are as wide and the latents as many as the example's; no labels; the learning "
-    "rates are searched in the example's range of mutations, on a log scale",
+REMARKS = (
+    "pbt_dcgan_mnist: the sampled learning rates are not applied before a trial is restored from "
+    "a checkpoint, by a pause or an exploit; until then both are 0.01",
+    "pbt_dcgan_mnist: perturbation_interval = 5 is in seconds (time_attr is left out), so what is "
+    "found depends on the speed of the machine; what a trial played since its last checkpoint is "
+    "lost at each pause, and is counted as seen",
+    "pbt_dcgan_mnist: no labels; the score is the inception score of one batch of 64 images",
+    "forger: networks as wide and latents as many as the example's, no labels; the learning rates "
+    "are searched in the example's range of mutations, on a log scale",
+    "forger chooses by the extractor that judges here, the example does not; the rows 'best' take "
+    "that away",
 )
 
 
@@ -212,7 +211,7 @@ def main(arguments: list[str]) -> None:
     print(f"\n{'who':<36}{'member':<8}{'images':>10}{'seconds':>9}{'FD, 10k':>11}")
     for side in sides:
         print("\n".join(judged(side, root.resolve() / side, data, reference)), flush=True)
-    for remark in (*PEER_REMARKS, *FORGER_REMARKS):
+    for remark in REMARKS:
         print(f"- {remark}")
 
 
