@@ -270,9 +270,14 @@ class Generations:
         self.first = suggester_for(self.config, space, ledger.experiment, earlier=earlier)
 
     def until(self, generation: int) -> int:
-        """Where a generation ends, in images."""
-        total = self.ledger.experiment.turns.total_nimg
-        return round(total * (generation + 1) / self.config.generations)
+        """Where a generation ends, in images: at an evaluation, so that a replay is judged where
+        its members were.
+        """
+        experiment = self.ledger.experiment
+        total, every = experiment.turns.total_nimg, experiment.evaluate_nimg
+        if generation + 1 == self.config.generations:
+            return total
+        return round(total * (generation + 1) / self.config.generations / every) * every
 
     def next(self, trials: Sequence[Trial]) -> Trial | None:
         number = len(trials)

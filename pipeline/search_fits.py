@@ -31,6 +31,7 @@ def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
         lambda: _check_judged(experiment, shards),
         lambda: _check_played(experiment, space, shards),
         lambda: _check_constant(experiment, space),
+        lambda: _check_generations(experiment),
     ):
         try:
             found()
@@ -93,3 +94,18 @@ def _value(experiment: Experiment, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+def _check_generations(experiment: Experiment) -> None:
+    """Every generation of PBT ends with an evaluation."""
+    search = experiment.search
+    if search is None or search.scheduler != "pbt":
+        return
+    length = experiment.turns.total_nimg / search.generations
+    if experiment.evaluate_nimg > length:
+        raise ConfigError(
+            [
+                f"evaluate.every_kimg must be at most a generation of search.scheduler = 'pbt', "
+                f"{length / 1000:g} kimg, got {experiment.evaluate_nimg / 1000:g}"
+            ]
+        )
