@@ -21,8 +21,8 @@ from pipeline.storage import Folder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every migration it makes
 logging.getLogger("alembic").setLevel(logging.WARNING)
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of every migration it makes
 
 # Before mlflow is imported: its own defaults keep a caller waiting 247 s for a dead server.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
