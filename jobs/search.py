@@ -232,6 +232,10 @@ def _print_end(searched: Searched, command_line: str) -> None:
             f"judged again: trial {finalist.number:>3}  {finalist.mean:.4g} ± "
             f"{finalist.error:.2g}  {verdict}".rstrip()
         )
+    objectives = ledger.config.objectives
+    if len(objectives) > 1:
+        front = ", ".join(map(str, (ledger.result or {})["front"]))
+        click.echo(f"front    no trial beats these in {' and '.join(objectives)}: {front}")
     registered = searched.registered
     assert registered is not None
     name = registered.model.removesuffix("-candidates")

@@ -244,6 +244,22 @@ def best_of(trials: Iterable[Trial], objective: str) -> list[Trial]:
     return [trial for _, _, trial in sorted(kept, key=lambda each: each[:2])]
 
 
+def front_of(trials: Iterable[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """The Pareto front: trials that no other one beats in one objective without losing in another.
+
+    By number. With one objective it is the best trial and its equals.
+    """
+    reached = [(trial, values) for trial in trials if (values := trial.reached(objectives))]
+    return [
+        trial
+        for trial, mine in reached
+        if not any(
+            all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine
+            for _, other in reached
+        )
+    ]
+
+
 def _file(number: int) -> str:
     return f"{TRIALS}/{number:04d}.json"
 

@@ -21,7 +21,7 @@ from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.experiment_file import experiment_toml
 from pipeline.finals import Finalist, finalists_of, hold_finals
 from pipeline.first_points import Earlier
-from pipeline.ledger import BEST, Ledger, Trial, best_of
+from pipeline.ledger import BEST, Ledger, Trial, best_of, front_of
 from pipeline.registry import Registered, register
 from pipeline.run import free_name
 from pipeline.search_fits import checked_space
@@ -175,7 +175,9 @@ def _complete(course: Course, tracker: SearchTracker, watcher: Watcher) -> Searc
     """
     ledger = course.ledger
     config, objective = ledger.config, course.objective
-    ranked = best_of(course.trials, objective)[: config.finalists]
+    front = front_of(course.trials, config.objectives)
+    ranked = best_of(course.trials if len(config.objectives) == 1 else front, objective)
+    ranked = ranked[: config.finalists]
     if not ranked:
         tracker.close("FAILED", tags={"forger.reason": "no trial was judged"})
         reasons = [f"trial {t.number} {t.state}: {t.reason}" for t in course.trials[:3]]
@@ -195,6 +197,7 @@ def _complete(course: Course, tracker: SearchTracker, watcher: Watcher) -> Searc
     ledger.complete(
         {
             "best": winner.number,
+            "front": [trial.number for trial in front],
             "finalists": [dataclasses.asdict(finalist) for finalist in finalists],
             "registered": dataclasses.asdict(registered),
             "mlflow_url": tracker.url,

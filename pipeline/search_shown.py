@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.experiment import Experiment
-from pipeline.ledger import Reading, Trial
+from pipeline.ledger import Reading, Trial, front_of
 from pipeline.search_config import SearchConfig
 from pipeline.space import Dimension
 
@@ -220,14 +220,8 @@ def score(trial: Trial, objective: str) -> Score | None:
 
 def front(shown: Shown) -> list[Trial]:
     """The trials that no other one beats in both objectives, by the first."""
-    first, second = shown.config.objectives
-    found, least = [], math.inf
-    for trial in shown.ranked:
-        other = score(trial, second)
-        if score(trial, first) and other and other.value < least:
-            found.append(trial)
-            least = other.value
-    return found
+    kept = {trial.number for trial in front_of(shown.ranked, shown.config.objectives)}
+    return [trial for trial in shown.ranked if trial.number in kept]
 
 
 def ticks(low: float, high: float) -> list[float]:

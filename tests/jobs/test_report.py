@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from click.testing import CliRunner
 
 from gan.config import ConfigError
 from jobs.report import command
-
-search_report = pytest.importorskip("pipeline.search_report")
 
 
 def test_a_search_that_is_not_there_is_a_mistake_and_leaves_no_file(tmp_path):
