@@ -107,11 +107,19 @@ class Course:
 
     @property
     def finished(self) -> bool:
-        """Whether there is no trial to begin any more."""
+        """Whether there is no trial to begin any more, in this session at least."""
         with self._lock:
-            if self.stopping or self.gave_up:
-                return True
-            return not self._unfinished and (self._spent_all() or self.plan.exhausted(self.trials))
+            return bool(self.stopping or self.gave_up) or self._all_begun
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial that the search is to have has ended."""
+        with self._lock:
+            return self._all_begun and all(trial.ended for trial in self.trials)
+
+    @property
+    def _all_begun(self) -> bool:
+        return not self._unfinished and (self._spent_all() or self.plan.exhausted(self.trials))
 
     @property
     def running(self) -> list[Trial]:

@@ -231,6 +231,10 @@ class Ledger:
         """What the search ended with, once it is complete."""
         return json.loads(self.storage.read(RESULT)) if self.storage.exists(RESULT) else None
 
+    def reopen(self) -> None:
+        """Takes the result back: more trials are to come."""
+        self.storage.delete(RESULT)
+
     def complete(self, result: Mapping[str, Any]) -> None:
         """Marks the search as complete."""
         self.storage.write(RESULT, json.dumps(result, indent=1).encode())

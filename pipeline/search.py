@@ -76,12 +76,17 @@ def search(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> 
     config = experiment.search
     assert config is not None
     name = config.name or f"{experiment.name}-search"
+    if not SEARCH_NAME.fullmatch(name):
+        raise ConfigError(
+            [f"search.name must be given where name is longer than 41, got {name!r}"]
+        )
     if again:
         name = free_name(open_storage(experiment.cluster.storage), name)
     ledger = Ledger.open(name, experiment, shards)
     if ledger.result is not None and not _more_trials(ledger):
         return _known(ledger)
     with ledger.storage.locked(f"{name} is being searched by another command; wait for it"):
+        ledger.reopen()
         return _search(ledger, shards, space, where, watcher)
 
 
@@ -134,7 +139,7 @@ def _search(
         if course.gave_up:
             tracker.close("FAILED", tags={"forger.reason": course.gave_up})
             raise SearchError(course.gave_up)
-        if not course.finished or any(not trial.ended for trial in course.trials):
+        if not course.complete:
             tracker.close("KILLED", tags={})
             return Searched(ledger, course.trials, False, [], None, tracker.url)
         return _complete(course, tracker, watcher)
