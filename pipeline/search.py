@@ -24,6 +24,7 @@ from pipeline.first_points import Earlier
 from pipeline.ledger import BEST, Ledger, Trial, best_of, front_of
 from pipeline.registry import Registered, register
 from pipeline.run import free_name
+from pipeline.search_config import NAME as SEARCH_NAME
 from pipeline.search_fits import checked_space
 from pipeline.search_report import PAGE, page_of_ledger
 from pipeline.search_tracking import SearchTracker
