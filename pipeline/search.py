@@ -137,6 +137,7 @@ def _search(
         _follow(course, tracker, watcher)
         for trial in course.trials:
             tracker.follow(trial)
+            ledger.write(trial)  # with its address in MLflow
         if course.gave_up:
             tracker.close("FAILED", tags={"forger.reason": course.gave_up})
             raise SearchError(course.gave_up)
@@ -200,32 +201,35 @@ def _complete(course: Course, tracker: SearchTracker, watcher: Watcher) -> Searc
     best = run.best()
     assert best is not None
     registered = register(tracker.where, run, best, mlflow_run_id=tracker.mlflow_run_of(winner))
-    ledger.complete(
-        {
-            "best": winner.number,
-            "front": [trial.number for trial in front],
-            "finalists": [dataclasses.asdict(finalist) for finalist in finalists],
-            "registered": dataclasses.asdict(registered),
-            "mlflow_url": tracker.url,
-        }
-    )
-    _close(ledger, tracker, winner, finalists[0], registered)
+    result = {
+        "best": winner.number,
+        "front": [trial.number for trial in front],
+        "finalists": [dataclasses.asdict(finalist) for finalist in finalists],
+        "registered": dataclasses.asdict(registered),
+        "mlflow_url": tracker.url,
+    }
+    _close(ledger, tracker, finalists[0], result)
+    ledger.complete(result)
     return Searched(ledger, course.trials, True, finalists, registered, tracker.url)
 
 
 def _close(
-    ledger: Ledger, tracker: SearchTracker, winner: Trial, first: Finalist, registered: Registered
+    ledger: Ledger, tracker: SearchTracker, first: Finalist, result: dict[str, Any]
 ) -> None:
+    """MLflow gets the score, the page and the files."""
     objective = ledger.config.objectives[0]
     values = {f"best/{objective}": first.mean, f"best/{objective}_error": first.error}
     tracker.log_result(values, first.nimg)
-    ledger.storage.write(PAGE, page_of_ledger(ledger).encode())
+    ledger.storage.write(PAGE, page_of_ledger(ledger, result=result).encode())
     with tempfile.TemporaryDirectory() as folder:
         for name in (PAGE, BEST):
             Path(folder, name).write_bytes(ledger.storage.read(name))
         record = json.dumps([dataclasses.asdict(trial) for trial in ledger.trials()], indent=1)
         Path(folder, "trials.json").write_text(record)
-        tags = {"forger.model_version": registered.uri, "forger.best_trial": str(winner.number)}
+        tags = {
+            "forger.model_version": Registered(**result["registered"]).uri,
+            "forger.best_trial": str(result["best"]),
+        }
         tracker.close("FINISHED", files=Path(folder), tags=tags)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.finals import Finalist, finalists_of
 from pipeline.ledger import BEST, Ledger, Trial, best_of
@@ -25,18 +26,18 @@ def page_of(storage: str, name: str) -> str:
     return page_of_ledger(Ledger.at(open_storage(open_storage(storage).path(name))))
 
 
-def page_of_ledger(ledger: Ledger, *, mlflow: str = "") -> str:
-    """The page of a search, as HTML."""
-    return search_page(shown_of(ledger, mlflow=mlflow))
+def page_of_ledger(ledger: Ledger, *, result: dict[str, Any] | None = None) -> str:
+    """The page of a search, as HTML; `result` is what it is about to end with."""
+    return search_page(shown_of(ledger, result=result))
 
 
-def shown_of(ledger: Ledger, *, mlflow: str = "") -> Shown:
+def shown_of(ledger: Ledger, *, result: dict[str, Any] | None = None) -> Shown:
     """What there is to show of a search now; running trials are read from their journals."""
     trials = ledger.trials()
     for trial in trials:
         if not trial.ended and ledger.has_run(trial):
             ledger.catch_up(trial)
-    result = ledger.result or {}
+    result = result or ledger.result or {}
     finalists = finalists_of(result) if result else []
     best = result.get("best")
     shown_first = [f.number for f in finalists] or [
@@ -55,7 +56,7 @@ def shown_of(ledger: Ledger, *, mlflow: str = "") -> Shown:
         saved_device_sec=sum(map(_saved_sec, trials)),
         wall_sec=_wall_sec(ledger, trials),
         best_toml=ledger.storage.read(BEST).decode() if ledger.storage.exists(BEST) else "",
-        mlflow=mlflow or result.get("mlflow_url", ""),
+        mlflow=result.get("mlflow_url", ""),
     )
 
 

@@ -29,7 +29,7 @@ class SearchTracker:
         self.run_id = self._find_run() or self._create_run()
         self.client.update_run(self.run_id, status="RUNNING")
         self._open: dict[int, Tracker] = {}
-        self._closed: set[int] = set()
+        self._closed: dict[int, str] = {}  # MLflow's runs of the trials that have ended
         self._complained = False
 
     @property
@@ -101,7 +101,7 @@ class SearchTracker:
         tracker.tag({"forger.state": trial.state, "forger.reason": trial.reason})
         tracker.finish(STATUS.get(trial.state, "FAILED"))
         del self._open[trial.number]
-        self._closed.add(trial.number)
+        self._closed[trial.number] = tracker.run_id
 
     def close(self, status: str, *, files: Path | None = None, tags: dict[str, str]) -> None:
         """Ends the parent as FINISHED, FAILED or KILLED, with the files of a folder."""
@@ -119,5 +119,7 @@ class SearchTracker:
         self.client.log_batch(self.run_id, metrics=points)
 
     def mlflow_run_of(self, trial: Trial) -> str:
-        """The MLflow run of a trial."""
-        return open_tracker(self.where, self.ledger.run_of(trial), parent=self.run_id).run_id
+        """The MLflow run of a trial that has ended. Raises where MLflow did not take it."""
+        if trial.number not in self._closed:
+            self._ship(trial)
+        return self._closed[trial.number]
