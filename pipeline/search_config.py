@@ -23,9 +23,7 @@ class SearchConfig:
     turns.total_kimg, in images that D saw, whatever d_steps is.
     """
 
-    space: dict[str, Any] = field(
-        default_factory=dict
-    )  # setting: how it is drawn (pipeline.space)
+    space: dict[str, Any] = field(default_factory=dict)  # how each setting is drawn
     name: str | None = None  # NAME-search where left out
     trials: int = 16  # with 'pbt': the members of the population
     parallel: int | None = None  # trials at once; as many as the cluster holds where left out
@@ -37,9 +35,7 @@ class SearchConfig:
     reduction: int = 3  # asha: the best one of so many goes on from each rung
     generations: int = 5  # pbt: how often the population is renewed, the start included
     budget_kimg: float | None = None  # no trial is begun once all have seen so many images
-    points: tuple[
-        dict[str, Any], ...
-    ] = ()  # settings of trials to begin with, after the file's own
+    points: tuple[dict[str, Any], ...] = ()  # to begin with, after the file's own settings
     warm_start: tuple[str, ...] = ()  # earlier searches to learn from, by name
     finalists: int = 3  # the best trials, judged again before one is named
     final_images: int = 10_000  # in each such judgement
