@@ -87,8 +87,10 @@ def judge_again(
     snapshot = read_snapshot(run.storage, folder)
     extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
     cache = open_storage(run.storage.root.parent / FEATURES)
-    score = Judge(extractor, shards, cache=cache).score(
-        snapshot.module,
+    on_gpu = experiment.cluster.device != "cpu" and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    score = Judge(extractor, shards, device=device, cache=cache).score(
+        snapshot.module.to(device),
         latent_dim=experiment.generator.latent_dim,
         conditioning=experiment.conditioning.name,
         images=images,

@@ -15,12 +15,12 @@ from typing import Any
 
 from gan.config import ConfigError
 from pipeline.backend import Backend, backend
-from pipeline.cluster import check_address, connected, each_on_ray
+from pipeline.cluster import check_address, connected, each_on_ray, slots
 from pipeline.course import Course, Generations, TrialByTrial, experiment_of
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.experiment_file import experiment_toml
-from pipeline.finals import Finalist, finalists_of, hold_finals
+from pipeline.finals import Each, Finalist, finalists_of, hold_finals
 from pipeline.first_points import Earlier
 from pipeline.ledger import BEST, Ledger, Trial, best_of, front_of
 from pipeline.registry import Registered, register
@@ -250,12 +250,10 @@ def best_file(ledger: Ledger, trial: Trial) -> Experiment:
     return experiment.replace("tracking.model", base.tracking.model or base.name)
 
 
-def _each(cluster: ClusterConfig):
-    one = dataclasses.replace(cluster, workers=1)
-    at_once = max(1, cluster.workers)
-    return lambda function, jobs: each_on_ray(
-        function, jobs, cluster=dataclasses.replace(one, workers=at_once)
-    )
+def _each(cluster: ClusterConfig) -> Each:
+    """Judgements on Ray, as many at once as there is room for."""
+    at_once = dataclasses.replace(cluster, workers=slots(dataclasses.replace(cluster, workers=1)))
+    return lambda function, jobs: each_on_ray(function, jobs, cluster=at_once)
 
 
 def _known(ledger: Ledger) -> Searched:
