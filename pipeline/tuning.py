@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import uuid
+from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import slots, trial_resources  # sets Ray's environment before it is imported
@@ -24,6 +25,7 @@ from pipeline.course import Course, Ending
 from pipeline.trial import play_trial
 
 RAY_FOLDER = "ray"
+MAX_REASON = 300
 
 for noisy in ("ray.tune", "ray.air", "ray.train"):
     logging.getLogger(noisy).setLevel(logging.CRITICAL)  # failures are told by the ledger
@@ -118,6 +120,17 @@ class _Follow(FIFOScheduler):
         return {}  # as above
 
     def on_trial_error(self, tune_controller, trial) -> None:
-        error = trial.get_error()
-        lines = str(error).strip().splitlines() if error else ["its process was lost"]
-        self.course.ended(trial.config["number"], Ending("failed", lines[-1]))
+        if not trial.should_recover():  # else Tune begins it again, from its checkpoint
+            self.course.ended(trial.config["number"], Ending("failed", _reason(trial)))
+
+
+def _reason(trial: Any) -> str:
+    """The last line of what Tune noted of a trial's last error, which is the error itself.
+
+    From its text: the error as an object is a pickle.
+    """
+    try:
+        lines = Path(trial.error_file).read_text().strip().splitlines()
+    except (OSError, TypeError):
+        lines = []
+    return lines[-1].strip()[:MAX_REASON] if lines else "its process was lost"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -111,7 +112,7 @@ def test_a_search_ends_in_a_table_and_a_registered_candidate(undisturbed):
         assert any(line.split()[:2] == [str(trial.number), "complete"]
                    for line in shown.splitlines())  # fmt: skip
     desk.run("report", "stripes-search", "-o", "page.html")
-    page = (desk.folder / "page.html").read_text()
+    page = html.unescape((desk.folder / "page.html").read_text())
     assert "trial 0" in page
     assert 'name = "stripes-best"' in page
 
