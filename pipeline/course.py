@@ -89,6 +89,7 @@ class Course:
         with self._lock:
             if self._unfinished:
                 trial = self._trial(self._unfinished.pop(0))
+                self._judge(trial)  # the answer to its last reading may have been lost
             else:
                 drawn = self.plan.next(self.trials)
                 if drawn is None:
@@ -132,13 +133,8 @@ class Course:
         with self._lock:
             trial = self._trial(number)
             self.ledger.catch_up(trial)
-            if trial.state == "running" and not trial.reason:
-                curves = {t.number: t.readings for t in self.trials if t.state != "failed"}
-                lost = {t.number for t in self.trials if t.state == "diverged"}
-                reason = self.rule.verdict(number, curves, diverged=lost)
-                if reason is not None:
-                    trial.reason = reason
-                    self.ledger.run_of(trial).request_stop()
+            if trial.state == "running":
+                self._judge(trial)
             self._tell(trial)
 
     def ended(self, number: int, ending: Ending) -> None:
@@ -161,6 +157,17 @@ class Course:
             self.stopping = True
             for trial in self.running:
                 self.ledger.run_of(trial).request_stop()
+
+    def _judge(self, trial: Trial) -> None:
+        """Asks a trial to stop where the rule says so."""
+        if trial.reason or not self.ledger.has_run(trial):
+            return
+        curves = {t.number: t.readings for t in self.trials if t.state != "failed"}
+        lost = {t.number for t in self.trials if t.state == "diverged"}
+        reason = self.rule.verdict(trial.number, curves, diverged=lost)
+        if reason is not None:
+            trial.reason = reason
+            self.ledger.run_of(trial).request_stop()
 
     def _end(self, trial: Trial, ending: Ending) -> None:
         trial.state = ending.state

@@ -86,11 +86,10 @@ class NoStopping:
 class Asha:
     """Asynchronous successive halving, ASHA (Li et al. 2020, arXiv 1810.05934, algorithm 2).
 
-    A trial that reached a rung goes on where it is among the best 1/reduction of those that did so
-    far. Three things differ from the paper, all in favour of trials: a trial is cut only where it
-    is worse by more than the noise; what it has shown since the rung counts for it; and nothing is
-    cut before `reduction` trials with numbers are at the rung. Until its next rung a trial is
-    judged again at each reading, so who arrives first matters little.
+    A trial is judged once at each rung, at its first reading there, and goes on where it is among
+    the best 1/reduction of those that came so far. Two things differ from the paper, both in
+    favour of trials: a trial is cut only where it is worse by more than the noise, and nothing is
+    cut before `reduction` trials with numbers are at the rung. So the first ones to arrive pass.
 
     Nothing here saves a slow trial that is far behind at a rung and would have won: only a longer
     warm-up does.
@@ -123,9 +122,8 @@ class Asha:
             return shown.divergence(number)
         own = shown.last(number)
         reached = [rung for rung in self.rungs if own is not None and own.nimg >= rung]
-        if own is None or not reached:
+        if own is None or not reached or own != shown.at(number, rung := reached[-1]):
             return None
-        rung = reached[-1]
         at_rung = [s for other in curves if (s := shown.at(other, rung)) is not None]
         if len(at_rung) < self.reduction:
             return None

@@ -97,6 +97,13 @@ def test_a_trial_that_catches_up_after_the_rung_is_not_cut_for_what_it_was_there
     assert ASHA.verdict(3, curves) is None
 
 
+def test_a_trial_is_judged_once_at_a_rung():
+    curves = {number: flat(1) for number in range(3)} | {3: curve(50, 50, 49)}
+    assert ASHA.verdict(3, curves) is None  # it passed when it came, or was never asked
+    curves[3] = curve(50, 50)
+    assert ASHA.verdict(3, curves)
+
+
 def test_a_trial_is_compared_at_its_own_rung_not_with_where_others_are_now():
     curves = field_of(9, 9, 9) | {3: curve(9, 9, 9, 1, 1, 1), 4: curve(9, 9, 9, 1, 1, 1)}
     assert ASHA.verdict(0, curves) is None
