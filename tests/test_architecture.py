@@ -129,6 +129,8 @@ def test_torch_load_is_called_in_one_file_and_only_for_plain_tensors():
         ["-c", "import pipeline.space, pipeline.search_checks"],
         ["-m", "jobs", "--help"],
         ["-m", "jobs", "train", "--help"],
+        ["-m", "jobs", "search", "--help"],
+        ["-m", "jobs", "report", "--help"],
     ],
     ids=" ".join,
 )
