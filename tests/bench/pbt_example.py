@@ -119,7 +119,7 @@ def experiment(data: ShardSet, kimg: float) -> dict[str, Any]:
 
 def forger_search(folder: Path, data: ShardSet, kimg: float) -> None:
     """Holds the search with `forger search`, and draws from the last generation and the winner."""
-    from pipeline.ledger import Ledger, best_of
+    from pipeline.ledger import Ledger
     from pipeline.storage import Folder
 
     (folder / "digits.toml").write_text(tomli_w.dumps(experiment(data, kimg)))
@@ -132,7 +132,7 @@ def forger_search(folder: Path, data: ShardSet, kimg: float) -> None:
     seconds = time.perf_counter() - began
     ledger = Ledger.at(Folder(str(folder / "runs" / "pbt")))
     trials = ledger.trials()
-    winner = best_of(trials, "fd")[0]
+    winner = trials[(ledger.result or {})["best"]]
     last = [t for t in trials if t.generation == GENERATIONS - 1 and t.number != winner.number]
     members = []
     for trial in [winner, *last]:
