@@ -52,7 +52,7 @@ def command(experiment, overrides, dry_run, again, show, storage) -> None:
 
     screen = Screen(loaded)
     watcher = Watcher(begun=screen.begun, changed=screen.changed, said=click.echo)
-    words = ["forger", "search", experiment, *overrides]
+    words = ["forger", "search", experiment, *overrides, *(["--again"] if again else [])]
     try:
         searched = search(loaded, watcher, again=again)
     except SearchError as error:
@@ -67,7 +67,7 @@ class Screen:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self.total = experiment.search.trials if experiment.search else 0
+        self.objective = experiment.search.objectives[0] if experiment.search else "fd"
         self._told: dict[int, str] = {}
         self._running: dict[int, Trial] = {}
         self._next_status = time.monotonic() + STATUS_SEC
@@ -91,35 +91,34 @@ class Screen:
             self._running.pop(trial.number, None)
             if self._told.get(trial.number) != trial.state:
                 self._told[trial.number] = trial.state
-                click.echo(line_of(trial))
+                click.echo(line_of(trial, self.objective))
         if time.monotonic() >= self._next_status and self._running:
             self._next_status = time.monotonic() + STATUS_SEC
-            click.echo("  playing " + ", ".join(map(_progress, self._running.values())))
+            running = [_progress(trial, self.objective) for trial in self._running.values()]
+            click.echo(f"  playing {', '.join(running)}")
 
 
-def _progress(trial: Trial) -> str:
-    score = f", {_shown(trial)}" if trial.readings else ""
+def _progress(trial: Trial, objective: str) -> str:
+    score = f", {_shown(trial, objective)}" if trial.readings else ""
     return f"{trial.number} ({trial.nimg / 1000:.3g} of {trial.until_nimg / 1000:.3g} kimg{score})"
 
 
-def line_of(trial: Trial) -> str:
+def line_of(trial: Trial, objective: str) -> str:
     """One trial as a line of the table."""
     settings = ", ".join(f"{name} {_short(value)}" for name, value in trial.point.items())
     seen = f"{trial.nimg / 1000:>8.1f} kimg"
-    words = f"{trial.number:>4} {trial.state:<9}{seen} {_shown(trial):>18}  "
+    words = f"{trial.number:>4} {trial.state:<9}{seen} {_shown(trial, objective):>18}  "
     reason = f"\n{'':>15}{trial.reason}" if trial.reason else ""
     return f"{words}{settings or trial.origin}{reason}"
 
 
-def _shown(trial: Trial) -> str:
-    parts = []
-    for objective in trial.readings[-1].values if trial.readings else ():
-        best = trial.best(objective)
-        if best is not None and objective in ("fd", "kid"):
-            error = best.errors[objective]
-            parts.append(f"{best.values[objective]:.4g}" + (f" ± {error:.2g}" if error else ""))
-            break
-    return " ".join(parts) or "-"
+def _shown(trial: Trial, objective: str) -> str:
+    """The best value of an objective so far, with its error."""
+    best = trial.best(objective)
+    if best is None:
+        return "-"
+    error = best.errors.get(objective, 0.0)
+    return f"{best.values[objective]:.4g}" + (f" ± {error:.2g}" if error else "")
 
 
 def _short(value: Any) -> str:
@@ -134,7 +133,7 @@ def _table(trials: list[Trial], objective: str) -> None:
     rest = [trial for trial in trials if trial not in ranked]
     click.echo(f"{'#':>4} {'state':<9}{'seen':>13} {'best ' + objective:>18}  settings")
     for trial in [*ranked, *rest]:
-        click.echo(line_of(trial))
+        click.echo(line_of(trial, objective))
 
 
 def _show(storage: str, name: str) -> None:

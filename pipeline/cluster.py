@@ -131,10 +131,14 @@ def trainer(
 
 
 def each_on_ray(
-    function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], *, cluster: ClusterConfig
+    function: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    *,
+    cluster: ClusterConfig,
+    at_once: int | None = None,
 ) -> Iterator[Any]:
-    """Calls `function(*job)` for every job on Ray, `cluster.workers` at once; yields the results
-    as they come.
+    """Calls `function(*job)` for every job on Ray, `cluster.workers` at once where `at_once` does
+    not say otherwise; yields the results as they come.
 
     A task whose process or node is lost is run again, up to `cluster.max_failures` times; the
     function's own error is raised as it is. Raises ConfigError where the cluster is too small.
@@ -147,7 +151,7 @@ def each_on_ray(
     waiting, running = list(reversed(jobs)), []
     try:
         while waiting or running:
-            while waiting and len(running) < cluster.workers:
+            while waiting and len(running) < (at_once or cluster.workers):
                 running.append(task.remote(*waiting.pop()))
             ended, running = ray.wait(running, num_returns=1)
             yield ray.get(ended[0])

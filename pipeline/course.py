@@ -9,24 +9,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from gan.config import ConfigError
 from pipeline.branch import branch
-from pipeline.checkpoint import newest_nimg
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
 from pipeline.extractors import absolute_name, absolute_weights
-from pipeline.first_points import Earlier
 from pipeline.ledger import Ledger, State, Trial
-from pipeline.population import Member, Move, next_generation
+from pipeline.plans import Plan
 from pipeline.run import Run
-from pipeline.settings import get
 from pipeline.space import Space, with_settings
 from pipeline.stopping import rule_for
-from pipeline.suggest import suggester_for
 
 log = logging.getLogger(__name__)
 
@@ -39,26 +34,6 @@ class Ending:
 
     state: State
     reason: str = ""
-
-
-class Plan(Protocol):
-    """Decides on trials that do not exist yet."""
-
-    def next(self, trials: Sequence[Trial]) -> Trial | None:
-        """The next trial to begin; None where others have to end first."""
-        ...
-
-    def exhausted(self, trials: Sequence[Trial]) -> bool:
-        """Whether no trial is to come any more, whatever the running ones do."""
-        ...
-
-    def begun(self, trial: Trial) -> None:
-        """Learns of a trial that was under way when the search was interrupted."""
-        ...
-
-    def ended(self, trial: Trial) -> None:
-        """Learns how a trial ended."""
-        ...
 
 
 class Course:
@@ -89,7 +64,9 @@ class Course:
         with self._lock:
             if self._unfinished:
                 trial = self._trial(self._unfinished.pop(0))
-                self._judge(trial)  # the answer to its last reading may have been lost
+                if self.ledger.has_run(trial):  # what it was evaluated to may not have been heard
+                    self.ledger.catch_up(trial)
+                    self._judge(trial)
             else:
                 drawn = self.plan.next(self.trials)
                 if drawn is None:
@@ -120,7 +97,7 @@ class Course:
 
     @property
     def _all_begun(self) -> bool:
-        return not self._unfinished and (self._spent_all() or self.plan.exhausted(self.trials))
+        return not self._unfinished and (self.ledger.spent_all or self.plan.exhausted(self.trials))
 
     @property
     def running(self) -> list[Trial]:
@@ -159,14 +136,18 @@ class Course:
                 self.ledger.run_of(trial).request_stop()
 
     def _judge(self, trial: Trial) -> None:
-        """Asks a trial to stop where the rule says so."""
-        if trial.reason or not self.ledger.has_run(trial):
-            return
+        """Shows the rule each reading once, as if each were heard alone; asks the trial to stop
+        where it says so.
+        """
         curves = {t.number: t.readings for t in self.trials if t.state != "failed"}
         lost = {t.number for t in self.trials if t.state == "diverged"}
-        reason = self.rule.verdict(trial.number, curves, diverged=lost)
-        if reason is not None:
-            trial.reason = reason
+        for index, reading in enumerate(trial.readings):
+            if trial.reason or reading.nimg <= trial.judged_nimg:
+                continue
+            shown = curves | {trial.number: trial.readings[: index + 1]}
+            trial.reason = self.rule.verdict(trial.number, shown, diverged=lost) or ""
+            trial.judged_nimg = reading.nimg
+        if trial.reason:
             self.ledger.run_of(trial).request_stop()
 
     def _end(self, trial: Trial, ending: Ending) -> None:
@@ -184,12 +165,14 @@ class Course:
         self.changed(trial)
 
     def _make_run(self, trial: Trial) -> None:
+        experiment = _found_from_anywhere(experiment_of(self.ledger, trial), self.shards)
         if self.ledger.has_run(trial):
             run = self.ledger.run_of(trial)
+            run.experiment = experiment  # the cluster may be another one than it began on
+            run.publish()
             if not trial.reason:
                 run.withdraw_stop()
             return
-        experiment = _found_from_anywhere(self.experiment_of(trial), self.shards)
         lineage = {"search": {"name": self.ledger.name, "id": self.ledger.id,
                               "trial": trial.number, "point": dict(trial.point)}}  # fmt: skip
         if trial.parent is None:
@@ -197,14 +180,6 @@ class Course:
             return
         parent = self.ledger.run_of(self._trial(trial.parent))
         branch(parent, trial.run, experiment, self.shards, nimg=trial.from_nimg, lineage=lineage)
-
-    def experiment_of(self, trial: Trial) -> Experiment:
-        """The experiment that a trial plays, as one that could be trained by itself."""
-        return experiment_of(self.ledger, trial)
-
-    def _spent_all(self) -> bool:
-        budget = self.ledger.config.budget_kimg
-        return budget is not None and sum(t.spent_nimg for t in self.trials) >= budget * 1000
 
     def _look_for_a_crash_loop(self) -> None:
         ended = [trial for trial in self.trials if trial.ended][-MAX_FAILED_IN_A_ROW:]
@@ -215,6 +190,7 @@ class Course:
                 f"{MAX_FAILED_IN_A_ROW} trials in a row failed before their first evaluation, "
                 f"the last with: {ended[-1].reason}"
             )
+            self.stop()
 
 
 def experiment_of(ledger: Ledger, trial: Trial) -> Experiment:
@@ -241,145 +217,3 @@ def _found_from_anywhere(experiment: Experiment, shards: ShardSet) -> Experiment
     )
     data = dataclasses.replace(experiment.data, shards=shards.uri)
     return dataclasses.replace(experiment, data=data, evaluate=evaluate)
-
-
-class TrialByTrial:
-    """Independent trials: the searcher says where, the stopping rule how long."""
-
-    def __init__(self, ledger: Ledger, space: Space, *, earlier: Sequence[Earlier] = ()):
-        self.ledger, self.config = ledger, ledger.config
-        self.suggester = suggester_for(self.config, space, ledger.experiment, earlier=earlier)
-
-    def next(self, trials: Sequence[Trial]) -> Trial | None:
-        number = len(trials)
-        suggestion = self.suggester.ask(number)
-        if suggestion is None:
-            return None
-        return Trial(
-            number=number,
-            run=self.ledger.run_name(number),
-            point=suggestion.point,
-            settings=suggestion.settings,
-            origin=suggestion.origin,
-            until_nimg=self.ledger.experiment.turns.total_nimg,
-        )
-
-    def exhausted(self, trials: Sequence[Trial]) -> bool:
-        return len(trials) >= self.config.trials
-
-    def begun(self, trial: Trial) -> None:
-        self.suggester.begun(trial.number, trial.point)
-
-    def ended(self, trial: Trial) -> None:
-        self.suggester.tell(trial.number, trial.point, trial.reached(self.config.objectives))
-
-
-class Generations:
-    """Population based training: generations of equal length, each continuing the best of the
-    last.
-    """
-
-    def __init__(self, ledger: Ledger, space: Space, *, earlier: Sequence[Earlier] = ()):
-        self.ledger, self.space, self.config = ledger, space, ledger.config
-        self.size = self.config.trials
-        self.first = suggester_for(self.config, space, ledger.experiment, earlier=earlier)
-
-    def until(self, generation: int) -> int:
-        """Where a generation ends, in images: at an evaluation, so that a replay is judged where
-        its members were.
-        """
-        experiment = self.ledger.experiment
-        total, every = experiment.turns.total_nimg, experiment.evaluate_nimg
-        if generation + 1 == self.config.generations:
-            return total
-        return round(total * (generation + 1) / self.config.generations / every) * every
-
-    def next(self, trials: Sequence[Trial]) -> Trial | None:
-        number = len(trials)
-        generation, member = divmod(number, self.size)
-        if generation == 0:
-            return self._first(member)
-        last = [trial for trial in trials if trial.generation == generation - 1]
-        if not all(trial.ended for trial in last):
-            return None
-        move = self._moves(last, generation)[member]
-        return self._later(number, generation, move, last[move.parent])
-
-    def exhausted(self, trials: Sequence[Trial]) -> bool:
-        return len(trials) >= self.size * self.config.generations or self._all_lost(trials)
-
-    def begun(self, trial: Trial) -> None:
-        """Nothing to learn: every generation is decided from the ledger."""
-
-    def ended(self, trial: Trial) -> None:
-        """As for `begun`."""
-
-    def _all_lost(self, trials: Sequence[Trial]) -> bool:
-        newest = max((trial.generation for trial in trials), default=0)
-        last = [trial for trial in trials if trial.generation == newest]
-        return len(last) == self.size and all(t.state in ("diverged", "failed") for t in last)
-
-    def _first(self, member: int) -> Trial:
-        suggestion = self.first.ask(member)
-        assert suggestion is not None
-        return Trial(
-            number=member,
-            run=self.ledger.run_name(member),
-            point=suggestion.point,
-            settings=suggestion.settings,
-            origin=suggestion.origin,
-            member=member,
-            until_nimg=self.until(0),
-        )
-
-    def _moves(self, last: Sequence[Trial], generation: int) -> list[Move]:
-        objective = self.config.objectives[0]
-        members = []
-        for trial in last:
-            reading = trial.readings[-1] if trial.readings else None
-            lost = trial.state != "complete" or reading is None
-            members.append(
-                Member(
-                    number=int(trial.member or 0),
-                    point=trial.point,
-                    score=None if lost or reading is None else reading.values[objective],
-                    error=0.0 if reading is None else reading.errors[objective],
-                )
-            )
-        return next_generation(members, self.space, seed=self.config.seed, generation=generation)
-
-    def _later(self, number: int, generation: int, move: Move, parent: Trial) -> Trial:
-        base = self.ledger.experiment
-        now, file = self.space.settings(base, move.point), base.to_dict()
-        from_nimg = newest_nimg(self.ledger.run_of(parent).storage)
-        settings = {
-            key: lived(parent.settings.get(key, get(file, key)), value, from_nimg=from_nimg)
-            for key, value in now.items()
-        }
-        return Trial(
-            number=number,
-            run=self.ledger.run_name(number),
-            point=dict(move.point),
-            settings=settings,
-            origin=move.origin,
-            generation=generation,
-            member=move.member,
-            parent=parent.number,
-            from_nimg=from_nimg,
-            nimg=from_nimg,
-            until_nimg=self.until(generation),
-        )
-
-
-def lived(before: Any, value: float, *, from_nimg: int) -> Any:
-    """A setting's whole life: what it was, then `value` from `from_nimg` images on.
-
-    A number where it never changed, else a table of Steps.
-    """
-    steps = before if isinstance(before, dict) else {"at_kimg": [0.0], "values": [before]}
-    if steps["values"][-1] == value:
-        return before
-    return {
-        "at_kimg": [*steps["at_kimg"], from_nimg / 1000],
-        "values": [*steps["values"], value],
-    }

@@ -22,7 +22,7 @@ from pipeline.extraction import FEATURES
 from pipeline.extractors import configured_extractor
 from pipeline.judge import Judge
 from pipeline.ledger import Ledger, Reading, Trial, reading_of
-from pipeline.run import JournalLine, Run
+from pipeline.run import Best, JournalLine, Run
 from pipeline.snapshot import read_snapshot
 from pipeline.storage import open_storage
 from pipeline.worker import job_of
@@ -47,17 +47,21 @@ Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterable[Any]]
 
 
 def hold_finals(ledger: Ledger, trials: Sequence[Trial], each: Each) -> list[Finalist]:
-    """Judges these trials again, each where `each` puts it; best first.
+    """Judges the first `search.finalists` of these trials again, each where `each` puts it; best
+    first.
 
-    A judgement that the ledger has is not made again. Trials without a snapshot are left out.
+    A judgement that the ledger has is not made again. Left out are trials without a snapshot and,
+    with PBT, those whose best generator is another one's.
     """
     config, objective = ledger.config, ledger.config.objectives[0]
     jobs, wanted = [], {}
     for trial in trials:
         run = ledger.run_of(trial)
-        best = run.best()
-        if best is None:
+        best = best_generator(ledger, trial)
+        if best is None or best.sha256 in (other.sha256 for other in wanted.values()):
             continue
+        if len(wanted) == config.finalists:
+            break
         wanted[trial.number] = best
         for seed in range(1, config.final_seeds + 1):  # 0 is the one that trials were judged at
             name = _name(trial.number, best.sha256, config.final_images, seed)
@@ -73,6 +77,11 @@ def hold_finals(ledger: Ledger, trials: Sequence[Trial], each: Each) -> list[Fin
         readings = tuple(Reading(**json.loads(ledger.storage.read(name))) for name in names)
         found.append(_finalist(number, best.card.nimg, readings, objective))
     return _ranked(found)
+
+
+def best_generator(ledger: Ledger, trial: Trial) -> Best | None:
+    """The best snapshot of a trial's own, none that it was cloned with."""
+    return ledger.run_of(trial).best(after=trial.from_nimg)
 
 
 def judge_again(

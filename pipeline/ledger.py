@@ -21,13 +21,14 @@ from gan.config import ConfigError
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment, leaves
 from pipeline.experiment_file import experiment_from_dict
+from pipeline.run import RECORD as RUN_RECORD
+from pipeline.run import SEARCH_RECORD as RECORD
 from pipeline.run import JournalLine, Run
 from pipeline.search_config import SearchConfig
 from pipeline.storage import Folder, open_storage
 
 State = Literal["waiting", "running", "complete", "stopped", "diverged", "failed"]
 ENDED = ("complete", "stopped", "diverged", "failed")
-RECORD = "search.json"
 RESULT = "result.json"
 BEST = "best.toml"
 TRIALS = "trials"
@@ -64,6 +65,7 @@ class Trial:
     state: State = "waiting"
     reason: str = ""  # why it was stopped, diverged or failed
     readings: list[Reading] = field(default_factory=list)
+    judged_nimg: int = 0  # up to where the stopping rule has seen its readings
     nimg: int = 0  # how far it came
     device_sec: float = 0.0  # spent playing, all workers together
     mlflow_url: str = ""
@@ -84,11 +86,15 @@ class Trial:
         return min(found, key=lambda reading: reading.values[objective], default=None)
 
     def reached(self, objectives: Sequence[str]) -> tuple[float, ...] | None:
-        """The best value of each objective; None where it diverged, failed or was never judged."""
-        best = [reading for name in objectives if (reading := self.best(name)) is not None]
-        if self.state in ("diverged", "failed") or len(best) < len(objectives):
+        """Every objective at the reading that is best by the first, whose generator is kept.
+
+        None where it diverged, failed or was never judged.
+        """
+        best = self.best(objectives[0])
+        if self.state in ("diverged", "failed") or best is None:
             return None
-        return tuple(r.values[name] for r, name in zip(best, objectives, strict=True))
+        found = [best.values[name] for name in objectives if name in best.values]
+        return tuple(found) if len(found) == len(objectives) else None
 
 
 def reading_of(line: JournalLine) -> Reading | None:
@@ -158,17 +164,24 @@ class Ledger:
             ledger = cls.at(storage)
             _refuse_changes(ledger, experiment, shards)
             ledger.experiment = experiment
-            return ledger
-        ledger = cls(storage, name, uuid.uuid4().hex, experiment, shards.digest)
+        elif storage.exists(RUN_RECORD):
+            raise ConfigError(
+                [f"{storage.uri} is a run's folder; give the search another name: search.name=..."]
+            )
+        else:
+            ledger = cls(storage, name, uuid.uuid4().hex, experiment, shards.digest)
+        ledger._publish()
+        return ledger
+
+    def _publish(self) -> None:
         record = {
             "schema": 1,
-            "name": name,
-            "id": ledger.id,
-            "experiment": experiment.to_dict(),
-            "data_digest": shards.digest,
+            "name": self.name,
+            "id": self.id,
+            "experiment": self.experiment.to_dict(),
+            "data_digest": self.data_digest,
         }
-        storage.write(RECORD, json.dumps(record, indent=1).encode())
-        return ledger
+        self.storage.write(RECORD, json.dumps(record, indent=1).encode())
 
     @property
     def config(self) -> SearchConfig:
@@ -208,11 +221,18 @@ class Ledger:
 
     def has_run(self, trial: Trial) -> bool:
         """Whether the trial's run was begun."""
-        return self.runs.exists(f"{trial.run}/run.json")
+        return self.runs.exists(f"{trial.run}/{RUN_RECORD}")
 
     def run_of(self, trial: Trial) -> Run:
         """The trial's run. Raises ConfigError where it was not begun."""
         return Run.at(open_storage(self.runs.path(trial.run)))
+
+    @property
+    def spent_all(self) -> bool:
+        """Whether the trials have seen all the images that the search may spend."""
+        budget = self.config.budget_kimg
+        spent = sum(trial.spent_nimg for trial in self.trials())
+        return budget is not None and spent >= budget * 1000
 
     def catch_up(self, trial: Trial) -> list[JournalLine]:
         """Takes what the trial's journal has and the record has not; returns those ticks."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gan.config import ConfigError
 from gan.game import Game
 from gan.loop import Tick, training
 from gan.sampling import fixed_labels, images_of
@@ -177,17 +178,29 @@ class _Host:
         """
         metrics, picture = dict(tick.scalars), None
         if judged:
-            score = self.judge.score(
-                self.game.G_ema,
-                latent_dim=self.experiment.generator.latent_dim,
-                conditioning=self.experiment.conditioning.name,
-                images=self.experiment.evaluate.images,
-            )
+            score = self._score(tick)
             metrics |= score.metrics
             if self.first:
                 picture = self._keep_snapshot(tick.nimg, score)
         if self.first:
             self.journal.add(JournalLine(tick.nimg, now_ms(), tick.seconds, metrics, picture))
+
+    def _score(self, tick: Tick) -> Score:
+        """G_ema, judged. Every rank must call this."""
+        try:
+            return self.judge.score(
+                self.game.G_ema,
+                latent_dim=self.experiment.generator.latent_dim,
+                conditioning=self.experiment.conditioning.name,
+                images=self.experiment.evaluate.images,
+            )
+        except ConfigError:
+            raise
+        except ValueError as error:  # features that are not finite; the sums tell every rank
+            raise DivergedError(
+                f"the game diverged: G_ema cannot be judged at {tick.nimg / 1000:.1f} kimg "
+                f"({error}); lower generator.lr and discriminator.lr, or raise objective.r1_gamma"
+            ) from error
 
     def save(self) -> None:
         """Publishes a checkpoint in the background. Rank 0 does; the others have nothing to do."""

@@ -29,6 +29,7 @@ from pipeline.snapshot import CARD, SnapshotCard, read_card
 from pipeline.storage import Folder, open_storage
 
 RECORD = "run.json"
+SEARCH_RECORD = "search.json"
 RESULT = "result.json"
 STOP = "stop-request"
 JOURNAL = "journal"
@@ -111,6 +112,8 @@ class Run:
             refuse_changes(run, experiment, shards)
             run.experiment = experiment
             return run
+        if storage.exists(SEARCH_RECORD):
+            raise ConfigError([f"{storage.uri} is a search's folder; give the run another name"])
         run = cls(
             storage=storage,
             name=name,
@@ -198,17 +201,19 @@ class Run:
                 found.append(Best(folder, *read_card(self.storage, folder)))
         return found
 
-    def best(self) -> Best | None:
-        """The snapshot with the smallest chosen metric, the earlier one of equals.
+    def best(self, *, after: int = -1) -> Best | None:
+        """The snapshot with the smallest chosen metric, of those past nimg `after`.
 
-        Only those judged as the newest was are compared: same extractor, counts and reference. By
-        the value without bias where all have it: the bias is less for a generator that collapsed.
+        Of equals the earlier one. Only those judged as the newest was are compared: same extractor,
+        counts and reference. By the value without bias where all have it: the bias is less for a
+        generator that collapsed.
         """
         metric, snapshots = self.experiment.evaluate.metric, self.snapshots()
         alike = [s for s in snapshots if s.protocol == snapshots[-1].protocol]
         if all(s.card.score(f"{metric}_corrected") is not None for s in alike):
             metric = f"{metric}_corrected"
-        scores = [(score, s) for s in alike if (score := s.card.score(metric)) is not None]
+        late = [s for s in alike if s.card.nimg > after]
+        scores = [(score, s) for s in late if (score := s.card.score(metric)) is not None]
         return min(scores, key=lambda pair: pair[0])[1] if scores else None
 
 

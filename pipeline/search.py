@@ -13,28 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gan.config import ConfigError
+from gan.config import ConfigError, Schedule
 from pipeline.backend import Backend, backend
 from pipeline.cluster import check_address, connected, each_on_ray, slots
-from pipeline.course import Course, Generations, TrialByTrial, experiment_of
+from pipeline.course import Course, experiment_of
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.experiment_file import experiment_toml
-from pipeline.finals import Each, Finalist, finalists_of, hold_finals
+from pipeline.finals import Each, Finalist, best_generator, finalists_of, hold_finals
 from pipeline.first_points import Earlier
 from pipeline.ledger import BEST, Ledger, Trial, best_of, front_of
+from pipeline.plans import Generations, TrialByTrial
 from pipeline.registry import Registered, register
-from pipeline.run import free_name
+from pipeline.run import Best, free_name
 from pipeline.search_config import NAME as SEARCH_NAME
 from pipeline.search_fits import checked_space
 from pipeline.search_report import PAGE, page_of_ledger
-from pipeline.search_tracking import SearchTracker
+from pipeline.search_tracking import SearchTracker, open_search_tracker
 from pipeline.shards import verify_shards
 from pipeline.space import Space
 from pipeline.storage import open_storage
 from pipeline.tuning import run_trials
 
 POLL_SEC = 1.0
+MAX_REASON = 300
 
 
 class SearchError(Exception):
@@ -94,7 +96,7 @@ def search(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> 
 
 def _more_trials(ledger: Ledger) -> bool:
     """Whether the file now asks for more trials than a complete search has."""
-    if ledger.config.scheduler == "pbt":
+    if ledger.config.scheduler == "pbt" or ledger.spent_all:
         return False
     return ledger.config.trials > len(ledger.trials())
 
@@ -133,19 +135,31 @@ def _search(
     cluster = ledger.experiment.cluster
     watcher.said("starting Ray and MLflow")
     with connected(cluster):
-        tracker = SearchTracker(where, ledger)
+        slots(cluster)  # says what is missing for one trial
+        tracker = open_search_tracker(where, ledger)
         watcher.begun(ledger, tracker.url)
-        _follow(course, tracker, watcher)
-        for trial in course.trials:
-            tracker.follow(trial)
-            ledger.write(trial)  # with its address in MLflow
-        if course.gave_up:
-            tracker.close("FAILED", tags={"forger.reason": course.gave_up})
-            raise SearchError(course.gave_up)
-        if not course.complete:
-            tracker.close("KILLED", tags={})
-            return Searched(ledger, course.trials, False, [], None, tracker.url)
-        return _complete(course, tracker, watcher)
+        try:
+            return _to_the_end(course, tracker, watcher)
+        except KeyboardInterrupt:
+            tracker.give_up("KILLED")
+            raise
+        except BaseException as error:
+            tracker.give_up("FAILED", f"{type(error).__name__}: {error}"[:MAX_REASON])
+            raise
+
+
+def _to_the_end(course: Course, tracker: SearchTracker, watcher: Watcher) -> Searched:
+    """Trials, then the final judgement; or what there is when it was asked to stop."""
+    _follow(course, tracker, watcher)
+    for trial in course.trials:
+        tracker.follow(trial)
+        course.ledger.write(trial)  # with its address in MLflow
+    if course.gave_up:
+        raise SearchError(course.gave_up)
+    if not course.complete:
+        tracker.give_up("KILLED")
+        return Searched(course.ledger, course.trials, False, [], None, tracker.url)
+    return _complete(course, tracker, watcher)
 
 
 def _follow(course: Course, tracker: SearchTracker, watcher: Watcher) -> None:
@@ -185,31 +199,36 @@ def _complete(course: Course, tracker: SearchTracker, watcher: Watcher) -> Searc
     config, objective = ledger.config, course.objective
     front = front_of(course.trials, config.objectives)
     ranked = best_of(course.trials if len(config.objectives) == 1 else front, objective)
-    ranked = ranked[: config.finalists]
     if not ranked:
-        tracker.close("FAILED", tags={"forger.reason": "no trial was judged"})
         reasons = [f"trial {t.number} {t.state}: {t.reason}" for t in course.trials[:3]]
         raise SearchError("\n".join(["no trial ended with a score", *reasons]))
     watcher.said(
-        f"judging the best {len(ranked)} again, {config.final_images} images at each of "
-        f"{config.final_seeds} other sets of latents"
+        f"judging the best {min(len(ranked), config.finalists)} again, {config.final_images} "
+        f"images at each of {config.final_seeds} other sets of latents"
     )
     finalists = hold_finals(ledger, ranked, _each(ledger.experiment.cluster))
     winner = next(trial for trial in course.trials if trial.number == finalists[0].number)
-    best_experiment = best_file(ledger, winner)
-    ledger.storage.write(BEST, experiment_toml(best_experiment).encode())
-    run = ledger.run_of(winner)
-    best = run.best()
+    best = best_generator(ledger, winner)
     assert best is not None
-    registered = register(tracker.where, run, best, mlflow_run_id=tracker.mlflow_run_of(winner))
-    result = {
-        "best": winner.number,
-        "front": [trial.number for trial in front],
-        "finalists": [dataclasses.asdict(finalist) for finalist in finalists],
-        "registered": dataclasses.asdict(registered),
-        "mlflow_url": tracker.url,
-    }
-    _close(ledger, tracker, finalists[0], result)
+    ledger.storage.write(BEST, experiment_toml(best_file(ledger, winner, best)).encode())
+    try:
+        if tracker.missed:
+            raise SearchError(f"MLflow has not all of trials {tracker.missed}")
+        run, mlflow_run_id = ledger.run_of(winner), tracker.mlflow_run_of(winner)
+        registered = register(tracker.where, run, best, mlflow_run_id=mlflow_run_id)
+        result = {
+            "best": winner.number,
+            "front": [trial.number for trial in front],
+            "finalists": [dataclasses.asdict(finalist) for finalist in finalists],
+            "registered": dataclasses.asdict(registered),
+            "mlflow_url": tracker.url,
+        }
+        _close(ledger, tracker, finalists[0], result)
+    except Exception as error:  # the search itself is safe in its folder
+        raise SearchError(
+            f"{ledger.name} is searched, but its end was not recorded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     ledger.complete(result)
     return Searched(ledger, course.trials, True, finalists, registered, tracker.url)
 
@@ -220,7 +239,9 @@ def _close(
     """MLflow gets the score, the page and the files."""
     objective = ledger.config.objectives[0]
     values = {f"best/{objective}": first.mean, f"best/{objective}_error": first.error}
-    tracker.log_result(values, first.nimg)
+    journal = ledger.run_of(ledger.trial(result["best"])).journal()
+    time_ms = next(line.time_ms for line in journal if line.nimg == first.nimg)
+    tracker.log_result(values, first.nimg, time_ms=time_ms)
     ledger.storage.write(PAGE, page_of_ledger(ledger, result=result).encode())
     with tempfile.TemporaryDirectory() as folder:
         for name in (PAGE, BEST):
@@ -234,26 +255,45 @@ def _close(
         tracker.close("FINISHED", files=Path(folder), tags=tags)
 
 
-def best_file(ledger: Ledger, trial: Trial) -> Experiment:
-    """A trial's experiment as a file of its own, beside the base: the same seed and settings give
-    the same weights.
+def best_file(ledger: Ledger, trial: Trial, best: Best) -> Experiment:
+    """A trial's experiment as a file of its own: the same seed and settings give the same weights.
+
+    Where the trial ended early, by a cut or with its generation, the file ends where its best
+    generator was, unless a schedule spans the whole run; cadences stay those of the search.
     """
-    base = ledger.experiment
+    base, played = ledger.experiment, experiment_of(ledger, trial)
     experiment = dataclasses.replace(
-        experiment_of(ledger, trial),
-        name=f"{base.name}-best",
+        played,
+        name=f"{ledger.name}-best",
         data=base.data,
         evaluate=base.evaluate,
         tracking=base.tracking,
         cluster=base.cluster,
-    )
-    return experiment.replace("tracking.model", base.tracking.model or base.name)
+    ).replace("tracking.model", base.tracking.model or base.name)
+    if trial.nimg >= played.turns.total_nimg or _spans_the_run(played):
+        return experiment
+    changes = {
+        "turns.total_kimg": best.card.nimg / 1000,
+        "evaluate.every_kimg": played.evaluate_nimg / 1000,
+        "tracking.tick_kimg": played.tick_nimg / 1000,
+    }
+    for key, value in changes.items():
+        experiment = experiment.replace(key, value)
+    return experiment
+
+
+def _spans_the_run(experiment: Experiment) -> bool:
+    """Whether a setting's schedule depends on the length of the run."""
+    objective = experiment.objective
+    settings = (experiment.generator.lr, experiment.discriminator.lr,
+                objective.r1_gamma, objective.r2_gamma)  # fmt: skip
+    return any(isinstance(value, Schedule) and value.over_kimg is None for value in settings)
 
 
 def _each(cluster: ClusterConfig) -> Each:
     """Judgements on Ray, as many at once as there is room for."""
-    at_once = dataclasses.replace(cluster, workers=slots(dataclasses.replace(cluster, workers=1)))
-    return lambda function, jobs: each_on_ray(function, jobs, cluster=at_once)
+    one = dataclasses.replace(cluster, workers=1)
+    return lambda function, jobs: each_on_ray(function, jobs, cluster=one, at_once=slots(one))
 
 
 def _known(ledger: Ledger) -> Searched:

@@ -267,8 +267,8 @@ def _is_worse(one: Standing, other: Standing) -> bool:
 
 
 def _is_finite(reading: Reading, objective: Objective) -> bool:
-    value = reading.values[objective]
-    return math.isfinite(value) and value < SENTINEL and math.isfinite(reading.errors[objective])
+    value, error = reading.values.get(objective, math.nan), reading.errors.get(objective, math.nan)
+    return math.isfinite(value) and value < SENTINEL and math.isfinite(error)
 
 
 def _kimg(nimg: int) -> str:

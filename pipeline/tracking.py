@@ -145,10 +145,8 @@ class Tracker:
         return run_id
 
     def _read_shipped(self) -> int:
-        if not self.run.storage.exists(SHIPPED):
-            return -1
-        record = json.loads(self.run.storage.read(SHIPPED))
-        return int(record["nimg"]) if record["mlflow_run_id"] == self.run_id else -1
+        found = shipped(self.run)
+        return found[1] if found is not None and found[0] == self.run_id else -1
 
     def ship(self, lines: list[JournalLine]) -> None:
         """Sends journal lines that were not sent yet, metrics in one call, then their pictures."""
@@ -218,6 +216,14 @@ class Tracker:
     def url(self) -> str:
         """What to open in a browser, or the command that serves it."""
         return run_url(self.where, self.experiment_id, self.run_id)
+
+
+def shipped(run: Run) -> tuple[str, int] | None:
+    """The MLflow run that a run's ticks were sent to, and the nimg of the last one."""
+    if not run.storage.exists(SHIPPED):
+        return None
+    record = json.loads(run.storage.read(SHIPPED))
+    return record["mlflow_run_id"], int(record["nimg"])
 
 
 def trial_tags(lineage: dict[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ workers of its own.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from contextlib import ExitStack
@@ -64,7 +65,7 @@ def _followed(ledger: Ledger, trial: Trial, run: Run) -> dict[str, Any]:
         if last:
             break
     if "error" in ended:
-        return _failed(ended["error"])
+        return _failed(ended.pop("error"))
     return _ending(trial, ended["value"])
 
 
@@ -93,6 +94,9 @@ def _failed(error: BaseException) -> dict[str, Any]:
         return {"ending": "failed", "reason": "; ".join(error.mistakes)}
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         remedy = "lower turns.batch_size, or set turns.micro_batch"
+        error.__traceback__ = None  # its frames hold what filled the memory; the process plays on
+        gc.collect()
+        torch.cuda.empty_cache()
         return {"ending": "failed", "reason": f"out of memory ({error}); {remedy}"}
     if hasattr(error, "worker_failures"):  # Ray Train had its own retries
         return {"ending": "failed", "reason": failure_reason(error)}

@@ -114,7 +114,7 @@ def test_a_search_ends_in_a_table_and_a_registered_candidate(undisturbed):
     desk.run("report", "stripes-search", "-o", "page.html")
     page = html.unescape((desk.folder / "page.html").read_text())
     assert "trial 0" in page
-    assert 'name = "stripes-best"' in page
+    assert 'name = "stripes-search-best"' in page
 
 
 def test_mlflow_has_the_parent_its_trials_their_params_and_the_page(undisturbed):
@@ -152,7 +152,7 @@ def test_the_best_file_trains_to_the_same_weights(undisturbed):
     assert result is not None
     desk.run("train", "runs/stripes-search/best.toml", "data.shards=data")
     winner = ledger.run_of(ledger.trial(result["best"]))
-    assert weights(desk.open_run("stripes-best")) == weights(winner)
+    assert weights(desk.open_run("stripes-search-best")) == weights(winner)
 
 
 def kill_a_trials_process(driver: int) -> None:
@@ -254,7 +254,7 @@ def test_a_pbt_winners_file_replays_its_life(tmp_path):
     assert result is not None
     winner = ledger.trial(result["best"])
     desk.run("train", "runs/stripes-pbt/best.toml", "data.shards=data")
-    replayed = desk.open_run("stripes-best")
+    replayed = desk.open_run("stripes-pbt-best")
     run = ledger.run_of(winner)
     theirs = {line.nimg: line.metrics for line in replayed.journal()}
     for line in run.journal():
