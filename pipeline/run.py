@@ -204,9 +204,9 @@ class Run:
     def best(self, *, after: int = -1) -> Best | None:
         """The snapshot with the smallest chosen metric, of those past nimg `after`.
 
-        Of equals the earlier one. Only those judged as the newest was are compared: same extractor,
-        counts and reference. By the value without bias where all have it: the bias is less for a
-        generator that collapsed.
+        Of equals the earlier one. Only those judged as the newest was are compared: same
+        extractor, counts and reference. By the value without bias where all have it: the bias is
+        less for a generator that collapsed.
         """
         metric, snapshots = self.experiment.evaluate.metric, self.snapshots()
         alike = [s for s in snapshots if s.protocol == snapshots[-1].protocol]
