@@ -572,6 +572,20 @@ def test_points_name_settings_of_the_space_and_pass_the_experiments_rules():
     ]
 
 
+def test_points_that_would_never_be_tried_are_refused():
+    text = """
+        trials = {trials}
+        points = [{{ generator.lr = 1e-3 }}, {{ generator.lr = 2e-3 }}]
+        [space]
+        generator.lr = {{ uniform = [1e-4, 1e-3] }}
+        """
+    assert refused(text.format(trials=2)) == [
+        "search.points must be at most 1 with search.trials = 2, as trial 0 is the file's own, "
+        "got 2; set search.trials to 3 or more"
+    ]
+    search_space(with_search(text.format(trials=3)))
+
+
 def test_given_points_follow_links_and_leave_the_rest_to_the_file():
     base = with_search(
         """
