@@ -165,12 +165,14 @@ def _dry_run(experiment: Experiment) -> None:
     click.echo(f"{experiment.name}: loading torch, to measure how fast this machine plays")
     from pipeline.search_fits import checked_space
     from pipeline.suggest import suggester_for
+    from pipeline.warm_start import earlier_trials
 
     space = checked_space(experiment, shards)
+    earlier = earlier_trials(experiment, shards)
     config = experiment.search
     assert config is not None
     _print_space(space)
-    suggester = suggester_for(config, space, experiment)
+    suggester = suggester_for(config, space, experiment, earlier=earlier)
     click.echo("the first trials:")
     points = []
     for number in range(min(NUM_SAMPLES, config.trials)):

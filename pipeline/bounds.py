@@ -32,7 +32,7 @@ def broken_rules(space: Space, base: Experiment) -> list[tuple[str, str]]:
     for dimension in space.dimensions:
         key = f"{SPACE}{dimension.key}"
         for i, value in enumerate(dimension.ends):
-            for text in _mistakes(space, base, _reaching(space, dimension, value)):
+            for text in _mistakes(space, base, reaching(space, dimension, value)):
                 refused.append((dimension.name, value))
                 found.setdefault(text, (key, f"{key}: {_label(dimension, i, value)}: {text}"))
     for point in _combinations(space):
@@ -54,8 +54,8 @@ def _mistakes(space: Space, base: Experiment, point: dict[str, Any]) -> tuple[st
     return ()
 
 
-def _reaching(space: Space, dimension: Dimension, value: Any) -> dict[str, Any]:
-    """The point with this value and, of the rest, only what brings it into play."""
+def reaching(space: Space, dimension: Dimension, value: Any) -> dict[str, Any]:
+    """The point with this value of a dimension and, of the rest, only what brings it into play."""
     point, waiting = {dimension.name: value}, list(dimension.when)
     while waiting:
         key, allowed = waiting.pop()

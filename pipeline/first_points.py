@@ -16,7 +16,7 @@ from pipeline.space import Point, Space, with_settings
 
 log = logging.getLogger(__name__)
 
-WARM_SHARE = 4  # 1/4 of the trials at most are the best ones of earlier searches, tried again
+WARM_POINTS = 4  # so many of the best trials of earlier searches are tried again, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,14 @@ def first_points(
     config: SearchConfig, space: Space, base: Experiment, *, earlier: Sequence[Earlier] = ()
 ) -> list[Suggestion]:
     """What comes before the searcher has its say: the file's own experiment, `search.points`, and
-    the best of `earlier`, a quarter of all trials at most.
+    the best four of `earlier`, however many trials there are to be: a search to which trials are
+    added goes on as if it had been asked for all of them.
     """
     first = [Suggestion(space.point_of(base), _own_settings(space, base), "the file's own")]
     for settings in given_points(space, dataclasses.replace(base, search=config)):
         experiment = with_settings(base, settings)
         first.append(Suggestion(space.point_of(experiment), settings, "given"))
-    for old in _best(earlier)[: config.trials // WARM_SHARE]:
+    for old in _best(earlier)[:WARM_POINTS]:
         point = dict(old.point)
         settings = space.settings(base, point)
         if all(settings != known.settings for known in first):

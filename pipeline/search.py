@@ -34,6 +34,7 @@ from pipeline.shards import verify_shards
 from pipeline.space import Space
 from pipeline.storage import open_storage
 from pipeline.tuning import run_trials
+from pipeline.warm_start import earlier_trials
 
 POLL_SEC = 1.0
 MAX_REASON = 300
@@ -74,6 +75,7 @@ def search(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> 
     """
     shards = open_shards(experiment.data.shards)
     space = checked_space(experiment, shards)
+    earlier = earlier_trials(experiment, shards)
     verify_shards(shards)
     where = backend(experiment.cluster.storage)
     check_address()
@@ -91,7 +93,7 @@ def search(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> 
         return _known(ledger)
     with ledger.storage.locked(f"{name} is being searched by another command; wait for it"):
         ledger.reopen()
-        return _search(ledger, shards, space, where, watcher)
+        return _search(ledger, shards, space, earlier, where, watcher)
 
 
 def _more_trials(ledger: Ledger) -> bool:
@@ -101,35 +103,19 @@ def _more_trials(ledger: Ledger) -> bool:
     return ledger.config.trials > len(ledger.trials())
 
 
-def _earlier(ledger: Ledger) -> list[Earlier]:
-    """The trials of the searches to learn from.
-
-    Raises ConfigError for a search that is not there, or that judged otherwise.
-    """
-    root = open_storage(ledger.experiment.cluster.storage)
-    found = []
-    for name in ledger.config.warm_start:
-        other = Ledger.at(open_storage(root.path(name)))
-        if other.data_digest != ledger.data_digest or other.alike != ledger.alike:
-            raise ConfigError(
-                [f"search.warm_start: {name} was on other data, or judged otherwise "
-                 f"({other.alike}, here {ledger.alike})"]
-            )  # fmt: skip
-        for trial in other.trials():
-            if trial.ended:
-                values = trial.reached(ledger.config.objectives)
-                found.append(Earlier(name, trial.point, values))
-    return found
-
-
 def _search(
-    ledger: Ledger, shards: ShardSet, space: Space, where: Backend, watcher: Watcher
+    ledger: Ledger,
+    shards: ShardSet,
+    space: Space,
+    earlier: list[Earlier],
+    where: Backend,
+    watcher: Watcher,
 ) -> Searched:
     """The search, which nobody else is holding, to its end or to a stop."""
     if ledger.config.scheduler == "pbt":
-        plan = Generations(ledger, space, earlier=_earlier(ledger))
+        plan = Generations(ledger, space, earlier=earlier)
     else:
-        plan = TrialByTrial(ledger, space, earlier=_earlier(ledger))
+        plan = TrialByTrial(ledger, space, earlier=earlier)
     course = Course(ledger, shards, space, plan)
     course.changed = watcher.changed
     cluster = ledger.experiment.cluster

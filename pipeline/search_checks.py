@@ -48,6 +48,14 @@ def search_mistakes(base: Experiment, *, bounds: bool) -> list[tuple[str, str]]:
     written = read_space(search.space, base)
     mistakes = [(f"{SPACE}{key}", text) for key, text in written.mistakes]
     keys = [key for key, _ in draws(search.space)]
+    most = search.trials - 1
+    if len(search.points) > most:
+        text = (
+            f"search.points must be at most {most} with search.trials = {search.trials}, as trial "
+            f"0 is the file's own, got {len(search.points)}; set search.trials to "
+            f"{len(search.points) + 1} or more"
+        )
+        mistakes.append(("search.points", text))
     if search.scheduler == "pbt":
         known = [key for key in keys if key in settings()]
         mistakes += _pbt_mistakes(known, written.dimensions)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from gan.config import ConfigError, Schedule, Steps, check_sample
+from gan.config import ConfigError, Schedule, Steps, check, check_sample
 from gan.moments import MAX_KID_DIM
+from pipeline.bounds import reaching
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
 from pipeline.search_checks import search_space
 from pipeline.space import Space
 
-MIN_IMAGES = 20  # for a spread with an error
+MIN_IMAGES = 20  # for scores without their bias and with errors: two in each group of a tally
 
 
 def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
@@ -28,7 +29,8 @@ def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
         mistakes += error.mistakes
     for found in (
         lambda: check_sample(experiment.game, shards.sample),
-        lambda: _check_judged(experiment, shards),
+        lambda: _check_judged(experiment),
+        lambda: _check_features(experiment, shards),
         lambda: _check_played(experiment, space, shards),
         lambda: _check_constant(experiment, space),
         lambda: _check_generations(experiment),
@@ -44,35 +46,70 @@ def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
 
 
 def _check_played(experiment: Experiment, space: Space | None, shards: ShardSet) -> None:
-    """Networks and conditionings that are drawn must fit the data too."""
-    mistakes: dict[str, None] = {}
-    for dimension in space.dimensions if space else ():
-        for value in dimension.ends:
-            played = space.experiment(experiment, {dimension.name: value}) if space else experiment
-            try:
-                check_sample(played.game, shards.sample)
-            except ConfigError as error:
-                said = f"search.space.{dimension.key}: {value!r}: "
-                mistakes |= dict.fromkeys(said + mistake for mistake in error.mistakes)
+    """Networks and conditionings that are drawn must fit the data too, also those that come into
+    play only with others. Each mistake is told once, of the value that needs the fewest others.
+    """
+    if space is None:
+        return
+    tried = [(dim, value, reaching(space, dim, value))
+             for dim in space.dimensions for value in dim.ends]  # fmt: skip
+    told = set(_misfits(experiment, shards))  # those of the file itself
+    mistakes = []
+    for dimension, value, point in sorted(tried, key=lambda each: len(each[2])):
+        for text in _misfits(space.experiment(experiment, point), shards):
+            if text not in told:
+                told.add(text)
+                mistakes.append(f"search.space.{dimension.key}: {value!r}: {text}")
     if mistakes:
         raise ConfigError(mistakes)
 
 
-def _check_judged(experiment: Experiment, shards: ShardSet) -> None:
-    extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
+def _misfits(experiment: Experiment, shards: ShardSet) -> tuple[str, ...]:
+    """Why these players cannot play on this data."""
+    try:
+        check_sample(experiment.game, shards.sample)
+    except ConfigError as error:
+        return error.mistakes
+    return ()
+
+
+def _check_judged(experiment: Experiment) -> None:
+    """Scores have errors, and what compares trials also picks their snapshots."""
+    if experiment.search is None:
+        return
+    evaluate, objectives = experiment.evaluate, experiment.search.objectives
+    check(
+        (
+            evaluate.images >= MIN_IMAGES,
+            f"evaluate.images must be >= {MIN_IMAGES} for a search, which compares scores "
+            f"without their bias by their errors, got {evaluate.images}; set evaluate.images to "
+            f"{MIN_IMAGES} or more",
+        ),
+        (
+            evaluate.metric == objectives[0],
+            f"evaluate.metric must be {objectives[0]!r} where search.objectives begins with it, "
+            f"got {evaluate.metric!r}",
+        ),
+    )
+
+
+def _check_features(experiment: Experiment, shards: ShardSet) -> None:
+    """KID in training is for features that are not too many."""
     objectives = experiment.search.objectives if experiment.search else ()
-    if "kid" in objectives and extractor.dim > MAX_KID_DIM:
-        raise ConfigError(
-            [
-                f"search.objectives: 'kid' is not measured in training with more than "
-                f"{MAX_KID_DIM} features, {extractor.name} has {extractor.dim}; use 'fd'"
-            ]
+    extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
+    check(
+        *(
+            (
+                "kid" not in measures or extractor.dim <= MAX_KID_DIM,
+                f"{key}: 'kid' is not measured in training with more than {MAX_KID_DIM} features, "
+                f"{extractor.name} has {extractor.dim}; use 'fd'",
+            )
+            for key, measures in (
+                ("search.objectives", objectives),
+                ("evaluate.metric", (experiment.evaluate.metric,)),
+            )
         )
-    if "diversity" in objectives and experiment.evaluate.images < MIN_IMAGES:
-        raise ConfigError(
-            [f"evaluate.images must be >= {MIN_IMAGES} for search.objectives with 'diversity', "
-             f"got {experiment.evaluate.images}"]
-        )  # fmt: skip
+    )
 
 
 def _check_constant(experiment: Experiment, space: Space | None) -> None:

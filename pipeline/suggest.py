@@ -53,7 +53,8 @@ def suggester_for(
     """The suggester that a search asks for.
 
     Trial 0 is the file's own experiment; then come `search.points`, then the best of `earlier`
-    that this space can hold, then what the searcher says.
+    that this space can hold, four at most, then what the searcher says. A quasi-random point
+    is the one of the trial's own number, so that none comes twice whatever came first.
     """
     usable = inside(earlier, space, base)
     first = first_points(config, space, base, earlier=usable)
@@ -77,7 +78,7 @@ class Stateless:
         if self._config.searcher == "random":
             point = random_point(self._space, self._base, seed, number)
         else:
-            point = quasirandom_point(self._space, self._base, seed, number - len(self._first))
+            point = quasirandom_point(self._space, self._base, seed, number)
         settings = self._space.settings(self._base, point)
         return Suggestion(point, settings, self._config.searcher)
 
@@ -114,8 +115,7 @@ class Tpe:
         if number < len(self._first):
             suggestion = self._first[number]
         elif len(self._told) + len(self._earlier) < START_UP:
-            index = number - len(self._first)
-            point = quasirandom_point(self._space, self._base, self._config.seed, index)
+            point = quasirandom_point(self._space, self._base, self._config.seed, number)
             suggestion = self._suggestion(point, "quasirandom")
         else:
             suggestion = self._suggestion(self._suggested(number), "tpe")

@@ -325,8 +325,8 @@ def test_values_out_of_range_are_no_part_of_a_point():
             "choice 2 is there twice",
         ),
         ("generator.lr = { choice = [1, nan] }", "choice 2 must be finite, got nan"),
-        ("turns.d_steps = { choice = [1, 1.5] }", "choice 2 must be a whole number, got 1.5"),
-        ("turns.d_steps = { choice = [1, true] }", "choice 2 must be a whole number, got True"),
+        ("turns.d_steps = { choice = [1, 1.5] }", "choice 2 must be a whole number or steps"),
+        ("turns.d_steps = { choice = [1, true] }", "choice 2 must be a whole number or steps"),
         (
             "objective.name = { choice = ['minmax'] }",
             "choice 1 must be one of 'minimax', 'nonsaturating', 'relativistic', got 'minmax'",
@@ -572,6 +572,20 @@ def test_points_name_settings_of_the_space_and_pass_the_experiments_rules():
     ]
 
 
+def test_points_that_would_never_be_tried_are_refused():
+    text = """
+        trials = {trials}
+        points = [{{ generator.lr = 1e-3 }}, {{ generator.lr = 2e-3 }}]
+        [space]
+        generator.lr = {{ uniform = [1e-4, 1e-3] }}
+        """
+    assert refused(text.format(trials=2)) == [
+        "search.points must be at most 1 with search.trials = 2, as trial 0 is the file's own, "
+        "got 2; set search.trials to 3 or more"
+    ]
+    search_space(with_search(text.format(trials=3)))
+
+
 def test_given_points_follow_links_and_leave_the_rest_to_the_file():
     base = with_search(
         """
@@ -612,5 +626,5 @@ def test_mistakes_of_the_table_and_of_its_sound_part_come_together():
     )
     assert found == [
         "search.space.generator.lr: uniform must be [low, high] with low < high, got [2, 1]",
-        "search.space.turns.d_steps: int's low end 0: turns.d_steps must be >= 1, got 0",
+        "search.space.turns.d_steps: int's low end 0: turns.d_steps must be >= 1 and whole, got 0",
     ]

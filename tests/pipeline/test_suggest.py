@@ -112,15 +112,14 @@ def test_the_best_of_earlier_searches_are_tried_again_and_taught(caplog):
     earlier.append(Earlier("other", {"generator.lr": 0.5}, (-1.0,)))
     config = SearchConfig(searcher="tpe", trials=8)
     suggester = suggester_for(config, FOUR, BASE, earlier=earlier)
-    made = [suggester.ask(number) for number in range(4)]
+    made = [suggester.ask(number) for number in range(6)]
     assert [m.origin for m in made if m] == [
         "the file's own",
-        "from search old",
-        "from search old",
+        *["from search old"] * 4,
         "tpe",  # without a start-up of its own
     ]
-    assert made[1] is not None
-    assert made[1].point == points[7]
+    tried = [m.point for m in made if m][1:5]
+    assert tried == [points[n] for n in (7, 6, 8, 5)] or tried == [points[n] for n in (7, 8, 6, 5)]
     assert "1 of 22 trials of earlier searches are outside" in caplog.text
 
 
@@ -143,6 +142,30 @@ def test_a_point_follows_from_its_number_whatever_became_of_the_others(searcher)
         suggestion = suggester.ask(number)
         assert suggestion is not None
         assert suggestion.point == whole[number][1]
+
+
+@SEARCHERS
+def test_trials_that_are_added_are_those_of_a_search_that_was_asked_for_all(searcher):
+    points = [FOUR.point(BASE, [n / 20] * 4) for n in range(7)]
+    earlier = [Earlier("old", p, None if n > 4 else (float(n),)) for n, p in enumerate(points)]
+    few, many = (
+        suggester_for(SearchConfig(searcher=searcher, trials=trials), FOUR, BASE, earlier=earlier)
+        for trials in (8, 24)
+    )
+    assert [few.ask(number) for number in range(24)] == [many.ask(number) for number in range(24)]
+
+
+@pytest.mark.parametrize("searcher", ["quasirandom", "tpe"])
+@pytest.mark.parametrize("warm", [0, 3])
+def test_a_quasirandom_trial_has_the_point_of_its_own_number(searcher, warm):
+    earlier = [Earlier("old", FOUR.point(BASE, [n / 9] * 4), (1.0 * n,)) for n in range(warm)]
+    config = SearchConfig(searcher=searcher, seed=3)
+    suggester = suggester_for(config, FOUR, BASE, earlier=earlier)
+    for number in range(warm + 1, 8):
+        suggestion = suggester.ask(number)
+        assert suggestion is not None
+        assert suggestion.origin == "quasirandom"
+        assert suggestion.point == quasirandom_point(FOUR, BASE, 3, number)
 
 
 @pytest.mark.parametrize("seed", range(5))
