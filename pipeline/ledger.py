@@ -190,13 +190,6 @@ class Ledger:
         return self.experiment.search
 
     @property
-    def alike(self) -> dict[str, Any]:
-        """What scores of two searches must share to be compared, besides the data."""
-        evaluate = self.experiment.evaluate
-        return {"images": evaluate.images, "extractor": evaluate.extractor,
-                "objectives": list(self.config.objectives)}  # fmt: skip
-
-    @property
     def runs(self) -> Folder:
         """Where the trials' runs are."""
         return open_storage(self.storage.path(RUNS))

@@ -7,11 +7,11 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from gan.config import ConfigError
+from gan.config import ConfigError, Schedule, Steps
 from pipeline.experiment import Experiment
 from pipeline.settings import SPACE, drop, entries, expected, get, nearest, put, settings
 
@@ -46,10 +46,10 @@ def checked(
         except ValidationError as error:
             found = _readable(error, plain)
             fresh = [(key, text) for key, text in found if key not in bad]
+            dropped = {key for key in bad if key}
             for key, text in fresh:
-                if not any(
-                    old in text for old in bad if old
-                ):  # a rule that looks at a dropped value
+                # A rule that looks at a dropped value is not broken by the file.
+                if not any(old in text for old in dropped):
                     said.append(placed(key, text, sources))
                 bad.add(key)
                 drop(plain, key)
@@ -103,7 +103,8 @@ def _readable(error: ValidationError, values: dict[str, Any]) -> list[tuple[str,
         broken = detail.get("ctx", {}).get("error")
         if isinstance(broken, ConfigError):
             section = ".".join(part for part in loc if not part[:1].isupper())  # no class names
-            if section in known:  # a table in place of a number: wrong as a whole
+            if {Schedule, Steps} & {*get_args(known.get(section))}:
+                # A table in place of a number: wrong as a whole.
                 tables[section] = [(section, f"{section}.{text}") for text in broken.mistakes]
                 continue
             for mistake in broken.mistakes:
