@@ -194,7 +194,8 @@ def bare(file: Path) -> None:
             first_batch=0,
             world=game.world,
         )
-        judge = Judge(configured_extractor(experiment.evaluate, shards.sample.shape), shards)
+        extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
+        judge = Judge(extractor, shards, cache=Folder(file.with_suffix("")))  # reals once, as there
         total, before = experiment.turns.total_nimg, 0
         for tick in training(game, stream, until_nimg=total, tick_nimg=experiment.tick_nimg):
             every = experiment.evaluate_nimg
