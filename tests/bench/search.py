@@ -195,7 +195,8 @@ def bare(file: Path) -> None:
             world=game.world,
         )
         extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
-        judge = Judge(extractor, shards, cache=Folder(file.with_suffix("")))  # reals once, as there
+        cache = Folder(file.with_suffix(""))  # the reals are looked at once, as in a search
+        judge = Judge(extractor, shards, cache=cache)
         total, before = experiment.turns.total_nimg, 0
         for tick in training(game, stream, until_nimg=total, tick_nimg=experiment.tick_nimg):
             every = experiment.evaluate_nimg
