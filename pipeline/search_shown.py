@@ -207,12 +207,13 @@ def _is_distance(reading: Reading, objective: str) -> bool:
     return math.isfinite(value) and value < DIVERGED
 
 
-def score(trial: Trial, objective: str) -> Score | None:
-    """What a trial is ranked by: its best reading, whose snapshot is kept.
+def score(trial: Trial, objective: str, *, by: str | None = None) -> Score | None:
+    """What a trial is ranked by: an objective at its best reading, whose snapshot is kept.
 
-    None where it was not judged yet, diverged or failed.
+    `by` is the objective that says which reading is best, `objective` itself where left out. None
+    where the trial was not judged yet, diverged or failed.
     """
-    best: Reading | None = trial.best(objective)
+    best: Reading | None = trial.best(by or objective)
     if best is None or trial.state not in SCORED or not _is_distance(best, objective):
         return None
     return Score(best.values[objective], best.errors.get(objective, 0.0), best.nimg)

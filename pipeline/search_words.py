@@ -205,7 +205,7 @@ def trial_rows(shown: Shown) -> list[list[Cell]]:
 def _trial_row(trial: Trial, shown: Shown) -> list[Cell]:
     scores = []
     for objective in shown.config.objectives:
-        found = score(trial, objective)
+        found = score(trial, objective, by=shown.objective)
         scores.append(Cell(plus_minus(found.value, found.error) if found else DASH,
                            found.value if found else math.inf, "number"))  # fmt: skip
     points = []

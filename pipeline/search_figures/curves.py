@@ -202,7 +202,7 @@ def pareto(shown: Shown) -> go.Figure | None:
     first, second = shown.config.objectives
     figure = go.Figure()
     edge = [trial.number for trial in best]
-    beaten = [t for t in shown.ranked if t.number not in edge and score(t, second)]
+    beaten = [t for t in shown.ranked if t.number not in edge and score(t, second, by=first)]
     for trials, ink, name in ((beaten, FAINT, "beaten in both"), (best, BEST_FEW[0], "the front")):
         _crosses(figure, shown, trials, ink, name)
     for objective, update in ((first, figure.update_xaxes), (second, figure.update_yaxes)):
@@ -212,7 +212,8 @@ def pareto(shown: Shown) -> go.Figure | None:
 
 def _wide(shown: Shown, objective: str) -> Axis:
     """The axis of the scores with their errors."""
-    found = [s for trial in shown.trials if (s := score(trial, objective))]
+    first = shown.objective
+    found = [s for trial in shown.trials if (s := score(trial, objective, by=first))]
     ends = [s.value + sign * s.error for s in found for sign in (-1, 1)]
     return scale_of(objective, ends, shown.floor(objective))
 
@@ -224,7 +225,7 @@ def _crosses(
     places, errors = [], []
     for objective in shown.config.objectives:
         axis = _wide(shown, objective)
-        found = [s for trial in trials if (s := score(trial, objective))]
+        found = [s for trial in trials if (s := score(trial, objective, by=shown.objective))]
         places.append([axis.at(s.value) for s in found])
         errors.append({
             "type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": ink,
