@@ -22,6 +22,7 @@ from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.experiment_file import experiment_toml
 from pipeline.finals import Each, Finalist, best_generator, finalists_of, hold_finals
 from pipeline.first_points import Earlier
+from pipeline.interrupts import Interrupts
 from pipeline.ledger import BEST, Ledger, Trial, best_of, front_of
 from pipeline.plans import Generations, TrialByTrial
 from pipeline.registry import Registered, register
@@ -163,16 +164,16 @@ def _follow(course: Course, tracker: SearchTracker, watcher: Watcher) -> None:
     if course.finished:  # only the end was interrupted
         return
     threading.Thread(target=run, name="ray-tune", daemon=True).start()
-    while not over.is_set():
-        try:
+    with Interrupts() as interrupts:
+        while not over.is_set():
             for trial in list(course.trials):
                 tracker.follow(trial)
             over.wait(POLL_SEC)
-        except KeyboardInterrupt:
-            if course.stopping:
-                raise
-            course.stop()
-            watcher.said("stopping at the trials' next ticks, with checkpoints (again: at once)")
+            if interrupts.heard and not course.stopping:
+                course.stop()
+                watcher.said(
+                    "stopping at the trials' next ticks, with checkpoints (again: at once)"
+                )
     if "error" in ended:
         raise ended["error"]
 

@@ -21,6 +21,7 @@ from pipeline.cluster import check_address, connected, failure_reason, trainer
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
+from pipeline.interrupts import Interrupts
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
 from pipeline.run import JournalLine, Run, free_name, now_ms
@@ -221,20 +222,23 @@ def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
 
     threading.Thread(target=fit, name="ray-train", daemon=True).start()
     stopping, started = False, time.monotonic()
-    while not over.is_set():
-        try:
-            follower.follow()
-            started = follower.patience(started)
-            over.wait(POLL_SEC)
-        except KeyboardInterrupt:
-            if stopping or not follower.begun:  # before the first tick there is nothing to save
-                follower.tracker.finish("KILLED")
-                raise
-            stopping = True
-            run.request_stop()
-            follower.watcher.said(
-                "stopping at the next tick, with a checkpoint (again: at once, without)"
-            )
+    try:
+        with Interrupts() as interrupts:
+            while not over.is_set():
+                follower.follow()
+                started = follower.patience(started)
+                over.wait(POLL_SEC)
+                if interrupts.heard and not stopping:
+                    if not follower.begun:  # before the first tick there is nothing to save
+                        raise KeyboardInterrupt
+                    stopping = True
+                    run.request_stop()
+                    follower.watcher.said(
+                        "stopping at the next tick, with a checkpoint (again: at once, without)"
+                    )
+    except KeyboardInterrupt:
+        follower.tracker.finish("KILLED")
+        raise
     follower.last()
     run.withdraw_stop()
     shutil.rmtree(run.storage.path(RAY_FOLDER), ignore_errors=True)

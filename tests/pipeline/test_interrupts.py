@@ -1,0 +1,45 @@
+"""Ctrl-C between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from pipeline.interrupts import Interrupts
+
+
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_is_counted_and_the_second_raises():
+    with Interrupts() as interrupts:
+        press()
+        assert interrupts.heard == 1
+        with pytest.raises(KeyboardInterrupt):
+            press()
+
+
+def test_after_the_block_it_is_as_it_was():
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        press()
+
+
+def test_in_another_thread_nothing_changes():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def elsewhere() -> None:
+        with Interrupts():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [before]
