@@ -10,15 +10,17 @@ from types import FrameType
 class Interrupts:
     """Within the block the first Ctrl-C is only counted, the second raises KeyboardInterrupt.
 
-    As an exception it would come up in the middle of whatever library is at work, and some swallow
-    it. Outside the main thread, which alone hears signals, the block changes nothing.
+    As an exception it would come up in the middle of whatever library is at work. Outside the main
+    thread, which alone hears signals, the block changes nothing, nor where Ctrl-C is ignored, as a
+    script's background jobs do.
     """
 
     def __init__(self) -> None:
         self.heard = 0
 
     def __enter__(self) -> Interrupts:
-        self._mine = threading.current_thread() is threading.main_thread()
+        main = threading.current_thread() is threading.main_thread()
+        self._mine = main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
         if self._mine:
             self._before = signal.signal(signal.SIGINT, self._hear)
         return self

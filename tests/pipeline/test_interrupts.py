@@ -11,6 +11,14 @@ import pytest
 from pipeline.interrupts import Interrupts
 
 
+@pytest.fixture(autouse=True)
+def foreground():
+    """As in a terminal; whoever started the tests may have had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -43,3 +51,11 @@ def test_in_another_thread_nothing_changes():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_a_background_job_that_ignores_it_goes_on_ignoring_it():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interrupts() as interrupts:
+        press()
+        press()
+    assert interrupts.heard == 0
