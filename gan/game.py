@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gan.config import GameConfig, PlayerConfig, Sample, Steps, check_sample, value_at
 from gan.ema import Average, decay
+from gan.means import PREFIX as MEANS
+from gan.means import Means
 from gan.networks import build_discriminator, build_generator
 from gan.randomness import latents
 from gan.turns import DTurn, GTurn
@@ -30,32 +33,6 @@ class Batch:
 
     samples: Shaped[Tensor, "n *shape"]
     labels: Int64[Tensor, " n"] | None = None
-
-
-class Means:
-    """Running means of reported scalars; they stay on the device until somebody asks."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, report: dict[str, Tensor], *, count: int) -> None:
-        """Adds sums over `count` samples of this rank."""
-        for name, value in report.items():
-            kept = self._sums.get(name)
-            self._sums[name] = value if kept is None else kept + value
-            self._counts[name] = self._counts.get(name, 0) + count
-
-    def take(self, world: World) -> dict[str, float]:
-        """The means over all ranks since the last call. Every rank must call this."""
-        if not self._sums:
-            return {}
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name].double() for name in names])
-        counts = torch.tensor([self._counts[name] for name in names]).to(sums)
-        self.__init__()
-        total = world.sum(torch.stack([sums, counts]))
-        return dict(zip(names, (total[0] / total[1]).tolist(), strict=True))
 
 
 class Game:
@@ -80,7 +57,8 @@ class Game:
         self.world = World.current()
         self.d_turns = self.g_turns = 0
         self.begin_round()
-        self.means = Means()
+        self.means = Means(self.dtype, self.device)
+        self.lr_factor = 1.0  # of both players; the host's to set, and no part of the state
 
         how = {"conditioning": config.conditioning.name, "sample": sample, "seed": seed}
         self.G = build_generator(config.generator, **how).to(self.device, self.dtype)
@@ -140,6 +118,7 @@ class Game:
                 loss, report = self._d_turn(real, fake, labels, *gammas)
                 (loss * self._loss_scale).backward()
             self.means.add(report, count=len(piece_z))
+        self._report_gradient("d/grad_norm", self.D)
         self.D_optimizer.step()
         self.d_turns += 1
 
@@ -158,6 +137,7 @@ class Game:
                 (loss * self._loss_scale).backward()
             self.means.add(report, count=len(piece_z))
         self.D.requires_grad_(True)
+        self._report_gradient("g/grad_norm", self.G)
         self.G_optimizer.step()
         self.g_turns += 1
         # BatchNorm counts its own rank's images; G_ema must be one generator, so rank 0's count.
@@ -170,31 +150,37 @@ class Game:
         self._ema.update(weight)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the game's future depends on, as flat named tensors; equal on every rank."""
-        state = {
-            "d_turns": torch.tensor(self.d_turns),
-            "g_turns": torch.tensor(self.g_turns),
-        }
-        for player in ("G", "D", "G_ema"):
-            for name, value in getattr(self, player).state_dict().items():
-                state[f"{player}/{name}"] = value
-        for player, optimizer in (("G", self.G_optimizer), ("D", self.D_optimizer)):
-            for name, parameter in getattr(self, player).named_parameters():
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    state[f"{player}_optimizer/{name}/{key}"] = value
-        return state
+        """All that the game's future depends on, as flat named tensors; equal on every rank.
+
+        That is the players and their optimizers, and what every rank has to report of the turns
+        since the last tick ('means/...'). Every rank must call this.
+        """
+        return self._players_state() | self.means.state_dict(self.world)
+
+    def is_finite(self) -> bool:
+        """Whether every number of the state is finite, on all ranks. Every rank must call this."""
+        # The largest magnitude of each: a sum of squares could overflow where nothing is wrong.
+        largest = torch._foreach_norm(  # pyright: ignore[reportPrivateImportUsage]
+            [v for k, v in self._players_state().items() if v.numel() and not _is_count(k)],
+            math.inf,
+        )
+        finite = torch.stack(largest).isfinite().all()
+        lost = (~(finite & self.means.finite)).to(self.dtype)
+        return self.world.sum(lost).item() == 0
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continues a game from `state_dict()` of one with the same config and sample.
 
-        Raises ValueError where a tensor is missing, left over or of another shape.
+        The means are taken up where there are some; a state without them begins them anew. Raises
+        ValueError where another tensor is missing, left over or of another shape.
         """
-        expected = set(self.state_dict()) | self._optimizer_keys(state)
-        if expected != set(state):
+        given = {name for name in state if not name.startswith(MEANS)}
+        expected = set(self._players_state()) | self._optimizer_keys(state)
+        if expected != given:
             raise ValueError(
                 f"the saved game does not fit this one: "
-                f"missing {sorted(expected - set(state))[:3]}, "
-                f"left over {sorted(set(state) - expected)[:3]}"
+                f"missing {sorted(expected - given)[:3]}, "
+                f"left over {sorted(given - expected)[:3]}"
             )
         for player in ("G", "D", "G_ema"):
             prefix = f"{player}/"
@@ -218,7 +204,23 @@ class Game:
                     for key, value in saved.items()
                 }
         self.d_turns, self.g_turns = int(state["d_turns"]), int(state["g_turns"])
+        self.means.load_state_dict(state, self.world)
         self.begin_round()
+
+    def _players_state(self) -> dict[str, Tensor]:
+        """The state without the means: what every rank has alike."""
+        state = {
+            "d_turns": torch.tensor(self.d_turns),
+            "g_turns": torch.tensor(self.g_turns),
+        }
+        for player in ("G", "D", "G_ema"):
+            for name, value in getattr(self, player).state_dict().items():
+                state[f"{player}/{name}"] = value
+        for player, optimizer in (("G", self.G_optimizer), ("D", self.D_optimizer)):
+            for name, parameter in getattr(self, player).named_parameters():
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    state[f"{player}_optimizer/{name}/{key}"] = value
+        return state
 
     def _optimizer_keys(self, state: dict[str, Tensor]) -> set[str]:
         """The optimizer entries that a game which has taken its turns must have."""
@@ -237,7 +239,14 @@ class Game:
 
     def _set_lr(self, optimizer: torch.optim.Optimizer, config: PlayerConfig) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = self._now(config.lr)
+            group["lr"] = self.lr_factor * self._now(config.lr)
+
+    def _report_gradient(self, name: str, player: nn.Module) -> None:
+        """|grad| over all parameters as the step will see it: DDP has averaged it already."""
+        gradients = [p.grad for p in player.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        self.means.add_shared(name, norm, self.world)
 
     @property
     def _loss_scale(self) -> float:
@@ -300,3 +309,8 @@ class Game:
 def _adam(player: nn.Module, config: PlayerConfig) -> torch.optim.Adam:
     betas = (float(config.beta1), float(config.beta2))  # Adam refuses an integer 0
     return torch.optim.Adam(player.parameters(), lr=1.0, betas=betas, eps=1e-8, foreach=True)
+
+
+def _is_count(name: str) -> bool:
+    """Whether an entry of the state counts steps: always finite, and some lie on the CPU."""
+    return name.endswith(("_turns", "/step", "num_batches_tracked"))

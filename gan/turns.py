@@ -53,7 +53,22 @@ class DTurn(nn.Module):
             report["game/value"] = self.objective.value(real_logits, fake_logits).sum()
             report["d/real_logit"] = real_logits.sum()
             report["d/fake_logit"] = fake_logits.sum()
+            report["d/real_sign"], report["d/accuracy"] = self._judgement(real_logits, fake_logits)
         return loss, report
+
+    def _judgement(
+        self, real: Float[Tensor, " n"], fake: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """E sign(logit) over reals, the r_t of Karras et al. 2020, eq. 1, and D's accuracy, as
+        sums; a logit of 0 is a tossed coin.
+
+        A game of pairs leaves D's zero open, so there the logit is that of the pair: real - fake.
+        """
+        if self.objective.pairs:
+            sign = (real - fake).sign().sum()
+            return sign, (len(real) + sign) / 2
+        real_sign, fake_sign = real.sign().sum(), fake.sign().sum()
+        return real_sign, len(real) / 2 + (real_sign - fake_sign) / 4
 
 
 class GTurn(nn.Module):

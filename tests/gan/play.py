@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gan.config import GameConfig, Sample
 from gan.game import Batch, Game
-from gan.loop import play_round
+from gan.loop import Tick, play_round, training
 from gan.world import World
 from tests.conftest import small_game
 
@@ -50,6 +50,49 @@ def state_after(rounds: int, changes: dict[str, Any]) -> dict[str, Tensor]:
     """The state of a fresh small game after some rounds, on this rank."""
     game = play_rounds(new_game(small_game(**changes)), rounds)
     return {name: value.clone() for name, value in game.state_dict().items()}
+
+
+def told(ticks: list[Tick]) -> list[tuple[int, dict[str, float]]]:
+    """What ticks say of the game, without how fast it was played."""
+    return [
+        (t.nimg, {k: v for k, v in t.scalars.items() if k != "speed/img_per_sec"}) for t in ticks
+    ]
+
+
+def play_on(
+    game: Game,
+    *,
+    until_nimg: int,
+    tick_nimg: int,
+    pause: Callable[[Game], bool] | None = None,
+) -> list[tuple[int, dict[str, float]]]:
+    """Plays on from where `game` stands; what its ticks say."""
+    batches = stream(game.config, game.world, game.num_batches)
+    ticks = training(game, batches, until_nimg=until_nimg, tick_nimg=tick_nimg, pause=pause)
+    return told(list(ticks))
+
+
+def ticks_and_state(
+    changes: dict[str, Any],
+    until_nimg: int,
+    tick_nimg: int,
+    stops: tuple[int, ...],
+    begin: dict[str, Tensor] | None = None,
+) -> tuple[list[tuple[int, dict[str, float]]], dict[str, Tensor]]:
+    """A small game that is stopped and resumed by another at each of `stops`: its ticks, and its
+    state at the end, on this rank.
+    """
+    config, ticks, state = small_game(**changes), [], begin
+    for stop in (*stops, until_nimg + 10**9):
+        game = new_game(config)
+        if state is not None:
+            game.load_state_dict(state)
+        ticks += play_on(
+            game, until_nimg=until_nimg, tick_nimg=tick_nimg, pause=lambda g, at=stop: g.nimg >= at
+        )
+        state = {name: value.clone() for name, value in game.state_dict().items()}
+    assert state is not None
+    return ticks, state
 
 
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gan.config import (
     ConditioningConfig,
@@ -26,9 +28,11 @@ from tests.gan.play import (
     gradients_of_one_d_turn,
     largest_difference,
     new_game,
+    play_on,
     play_rounds,
     state_after,
     stream,
+    ticks_and_state,
 )
 from tests.ranks import run_ranks
 
@@ -87,6 +91,135 @@ def test_a_game_stopped_at_any_tick_and_resumed_is_bit_identical_to_the_undistur
         ]
         assert again == [tick for tick in ticks if tick[0] > nimg]
         assert equal(resumed.state_dict(), whole.state_dict())
+
+
+LAZY = {  # two D turns a round, a penalty in every third: some rounds report no r1
+    "objective": ObjectiveConfig(name="nonsaturating", penalty_interval=3),
+    "turns": TurnsConfig(batch_size=8, d_steps=2, total_kimg=1),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Ticks of 40 images, that is after 3 rounds of 16, then 2, 3, ...; to 176 images."""
+    return ticks_and_state(LAZY, 176, 40, ())
+
+
+@settings(max_examples=25, deadline=None)
+@given(stops=st.lists(st.integers(0, 175), max_size=4).map(sorted))
+def test_a_game_stopped_between_any_rounds_ticks_as_the_undisturbed_one_to_the_bit(
+    undisturbed, stops
+):
+    ticks, state = ticks_and_state(LAZY, 176, 40, tuple(stops))
+    assert [nimg for nimg, _ in ticks] == [48, 80, 128, 160, 176]
+    assert ticks == undisturbed[0]
+    assert equal(state, undisturbed[1])
+
+
+def test_a_game_stopped_within_a_tick_keeps_what_it_has_to_report_and_one_at_a_tick_nothing():
+    game = new_game(small_game(**LAZY))
+    assert play_on(game, until_nimg=176, tick_nimg=40, pause=lambda g: g.nimg >= 32) == []
+    kept = {name for name in game.state_dict() if name.startswith("means/")}
+    assert kept >= {"means/0/d/loss", "means/0/g/loss", "means/0/d/grad_norm"}
+    assert game.state_dict()["means/0/d/loss"][1] == 32
+    play_on(game, until_nimg=176, tick_nimg=40, pause=lambda g: g.nimg >= 48)
+    assert not [name for name in game.state_dict() if name.startswith("means/")]
+
+
+def test_a_state_saved_before_there_were_means_in_it_is_continued():
+    old = {n: v for n, v in play_rounds(new_game(small_game()), 3).state_dict().items()
+           if not n.startswith("means/")}  # fmt: skip
+    game = new_game(small_game())
+    game.load_state_dict(old)
+    assert [nimg for nimg, _ in play_on(game, until_nimg=40, tick_nimg=40)] == [40]
+
+
+@pytest.mark.parametrize("name", ["means/1/d/loss", "means/0/else", "means/first/d/loss"])
+def test_means_that_do_not_fit_each_other_are_refused(name):
+    state = ticks_and_state(LAZY, 32, 40, ())[1] | {name: torch.zeros(3)}
+    with pytest.raises(ValueError, match="mean"):
+        new_game(small_game(**LAZY)).load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_two_workers_stopped_within_a_tick_lose_nothing_and_one_or_three_go_on_for_them():
+    whole = run_ranks(ticks_and_state, 2, LAZY, 176, 40, ())
+    stopped = run_ranks(ticks_and_state, 2, LAZY, 176, 40, (16, 64, 80, 112))
+    for rank in (0, 1):
+        assert whole[rank][0] == whole[0][0] == stopped[rank][0]
+        assert equal(whole[0][1], stopped[rank][1])
+
+    _, half = run_ranks(stopped_within_a_tick, 2)[1]  # its own means are in it, and rank 0's too
+    assert {name.split("/")[1] for name in half if name.startswith("means/")} == {"0", "1"}
+    for ticks, state in [
+        ticks_and_state(LAZY, 176, 40, (), half),
+        *run_ranks(ticks_and_state, 3, LAZY, 176, 40, (64,), half),
+    ]:
+        assert [nimg for nimg, _ in ticks] == [80, 128, 160, 176]
+        for (_, ours), (_, theirs) in zip(ticks, whole[0][0][1:], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+        assert largest_difference(state, whole[0][1]) < TOLERANCE["float32"]
+
+
+def stopped_within_a_tick():
+    game = new_game(small_game(**LAZY))
+    ticks = play_on(game, until_nimg=176, tick_nimg=40, pause=lambda g: g.nimg >= 64)
+    return ticks, {name: value.clone() for name, value in game.state_dict().items()}
+
+
+def test_the_host_scales_both_players_learning_rates():
+    whole, half = new_game(small_game()), new_game(small_game())
+    half.lr_factor = 0.5
+    slow = small_game(
+        generator=GeneratorConfig(width=8, latent_dim=4, lr=5e-4),
+        discriminator=DiscriminatorConfig(width=8, lr=5e-4),
+    )
+    play_rounds(whole, 2)
+    expected, scaled = play_rounds(new_game(slow), 2), play_rounds(half, 2)
+    assert equal(scaled.state_dict(), expected.state_dict())
+    assert not equal(scaled.state_dict(), whole.state_dict())
+
+
+def test_a_gradients_norm_is_of_the_mean_gradient_over_all_parameters():
+    """Micro-batches, however many, add up to the same gradient; one turn's tick tells its norm."""
+    for micro_batch in (None, 3):
+        turns = TurnsConfig(batch_size=8, micro_batch=micro_batch, precision="float64")
+        game = play_rounds(new_game(small_game(turns=turns)), 1)
+        own = torch.cat([p.grad.flatten() for p in game.D.parameters() if p.grad is not None])
+        assert game.means.take(game.world)["d/grad_norm"] == pytest.approx(float(own.norm()))
+
+
+@pytest.mark.parametrize("name", ["G/", "D/", "G_ema/", "D_optimizer/", "means/0/d/loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_number_of_the_state_that_is_not_finite_is_seen(name, value):
+    state = play_rounds(new_game(small_game()), 1).state_dict()
+    game = new_game(small_game())
+    game.load_state_dict(state)
+    assert game.is_finite()
+    place = next(n for n in state if n.startswith(name) and not n.endswith("/step"))
+    broken = state[place].clone()
+    broken[(0,) * broken.ndim] = value
+    game.load_state_dict(state | {place: broken})
+    assert not game.is_finite()
+
+
+def test_large_numbers_are_finite():
+    game = play_rounds(new_game(small_game()), 1)
+    with torch.no_grad():
+        next(game.D.parameters()).fill_(3e38)
+    assert game.is_finite()
+
+
+@pytest.mark.slow
+def test_a_number_that_one_worker_alone_has_lost_is_seen_by_all():
+    assert run_ranks(finite_where_rank_1_is_not, 2) == [False, False]
+
+
+def finite_where_rank_1_is_not() -> bool:
+    game = play_rounds(new_game(small_game()), 1)
+    if not game.world.is_first:
+        game.means.add({"d/loss": torch.tensor(math.nan)}, count=1)
+    return game.is_finite()
 
 
 def test_a_state_that_does_not_fit_is_refused():
