@@ -33,7 +33,7 @@ def command(model, data, storage, images) -> None:
     experiment = experiment_of(original, storage=str(Path(storage).resolve()), data=data)
     click.echo(
         f"{model}: {original.card.nimg / 1000:g} kimg of {experiment.name}, "
-        f"seed {experiment.seed}, {experiment.cluster.workers} workers"
+        f"seed {experiment.seed}, {experiment.cluster.max_workers} workers"
     )
     done = reproduce(original, experiment, Screen(experiment.turns.total_kimg).watcher())
     for difference in done.differences:

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.experiment_file import Loaded
-    from pipeline.run import JournalLine
+    from pipeline.journal import JournalLine
     from pipeline.train import Trained
 
 COLUMNS = (  # heading, width, metric, format

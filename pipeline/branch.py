@@ -6,26 +6,23 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors
-
 from gan.config import ConfigError
+from pipeline.checkpoint import DAMAGE, all_nimg, checkpoint_at, copy_checkpoint
 from pipeline.checkpoint import FOLDER as CHECKPOINTS
-from pipeline.checkpoint import all_nimg, checkpoint_at, copy_checkpoint
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
+from pipeline.journal import JOURNAL, JournalWriter
 from pipeline.lineage import code_and_packages
 from pipeline.run import (
     GRID,
-    JOURNAL,
     RECORD,
     SNAPSHOTS,
-    JournalWriter,
     Run,
     changes_of_data,
     refuse_changes,
 )
 from pipeline.snapshot import CARD, TENSORS
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import Storage, open_storage
 
 # What the tensors of a checkpoint, and its clock, have in them.
 KEPT = (
@@ -88,7 +85,7 @@ def branch(
         lineage=_lineage(parent, nimg) | {"branched": origin} | dict(lineage or {}),
     )
     copy_checkpoint(parent.storage, storage, nimg)
-    JournalWriter(run).add(*(line for line in parent.journal() if line.nimg <= nimg))
+    JournalWriter(storage, last=-1).add(*(line for line in parent.journal() if line.nimg <= nimg))
     _copy_snapshots(parent.storage, storage, nimg)
     run.publish()
     return run
@@ -104,7 +101,7 @@ def _refuse_misfits(parent: Run, experiment: Experiment, shards: ShardSet, *, ni
     mistakes += changes_of_data(parent, shards)
     try:
         checkpoint_at(parent.storage, nimg)
-    except (FileNotFoundError, ValueError, KeyError, safetensors.SafetensorError):
+    except DAMAGE:
         there = ", ".join(map(str, all_nimg(parent.storage))) or "none"
         mistakes.append(
             f"{parent.name} must have a whole checkpoint at {nimg} images to branch there, "
@@ -119,7 +116,7 @@ def _lineage(parent: Run, nimg: int) -> dict[str, Any]:
     return code_and_packages() | {"played": played}
 
 
-def _copy_snapshots(source: Folder, target: Folder, nimg: int) -> None:
+def _copy_snapshots(source: Storage, target: Storage, nimg: int) -> None:
     """Each card after its weights, so that no snapshot is there in half."""
     names = [name for name in source.names(SNAPSHOTS) if int(name.split("/")[1]) <= nimg]
     for file in (GRID, TENSORS, CARD):

@@ -76,12 +76,12 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError([f"RAY_ADDRESS = {address!r} cannot be joined: {error}"]) from None
     else:
-        wanted = cluster.workers * cluster.cpus_per_worker
+        wanted = cluster.max_workers * cluster.cpus_per_worker
         have = os.cpu_count() or 1
         if wanted > have:
             log.warning(
                 "%d workers x %d CPUs share %d CPUs",
-                cluster.workers,
+                cluster.max_workers,
                 cluster.cpus_per_worker,
                 have,
             )
@@ -106,28 +106,57 @@ def trainer(
     cluster: ClusterConfig,
     name: str,
     folder: str,
+    workers: int | None = None,
+    max_failures: int = 0,
 ) -> TorchTrainer:
-    """What runs `work(job)` on each of the cluster's workers, joined in one process group.
+    """What runs `work(job)` on so many of the cluster's workers (the most it allows, where left
+    out), joined in one process group.
 
     Ray keeps its own records in `folder`. Each attempt has a name of its own there, because Ray
-    takes a name that it knows for work that is over. Raises ConfigError where the cluster is too
-    small.
+    takes a name that it knows for work that is over. With `max_failures` Ray itself tries again.
+    Raises ConfigError where the cluster is too small.
     """
+    # Read by Ray Train's controller: a worker that is frozen as a whole cannot end itself.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_sec)
     return TorchTrainer(
         work,
         train_loop_config=job,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SEC),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=workers or cluster.max_workers,
             use_gpu=gives_gpus(cluster),
             resources_per_worker={"CPU": cluster.cpus_per_worker},
         ),
         run_config=RunConfig(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=folder,
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            failure_config=FailureConfig(
+                max_failures=max_failures, controller_failure_limit=max_failures
+            ),
         ),
     )
+
+
+def draining_nodes() -> frozenset[str]:
+    """The ids of the nodes that were told to go, in seconds to minutes."""
+    # As Ray Train's own watcher asks; there is no public call, and without an answer the loss of
+    # the node is met when it happens.
+    try:
+        return frozenset(ray._private.state.state.get_draining_nodes())
+    except Exception as error:
+        log.debug("cannot ask for draining nodes: %s", error)
+        return frozenset()
+
+
+def room(cluster: ClusterConfig) -> int:
+    """How many workers the nodes hold that are there to stay, at most as many as it allows."""
+    leaving, with_gpus, found = draining_nodes(), gives_gpus(cluster, missing_ok=True), 0
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] not in leaving:
+            have = node["Resources"]
+            held = int(have.get("CPU", 0)) // cluster.cpus_per_worker
+            found += min(held, int(have.get("GPU", 0))) if with_gpus else held
+    return min(found, cluster.max_workers)
 
 
 def each_on_ray(
@@ -137,8 +166,8 @@ def each_on_ray(
     cluster: ClusterConfig,
     at_once: int | None = None,
 ) -> Iterator[Any]:
-    """Calls `function(*job)` for every job on Ray, `cluster.workers` at once where `at_once` does
-    not say otherwise; yields the results as they come.
+    """Calls `function(*job)` for every job on Ray, as many at once as the cluster section has
+    workers where `at_once` does not say otherwise; yields the results as they come.
 
     A task whose process or node is lost is run again, up to `cluster.max_failures` times; the
     function's own error is raised as it is. Raises ConfigError where the cluster is too small.
@@ -151,7 +180,7 @@ def each_on_ray(
     waiting, running = list(reversed(jobs)), []
     try:
         while waiting or running:
-            while waiting and len(running) < (at_once or cluster.workers):
+            while waiting and len(running) < (at_once or cluster.max_workers):
                 running.append(task.remote(*waiting.pop()))
             ended, running = ray.wait(running, num_returns=1)
             yield ray.get(ended[0])
@@ -162,17 +191,21 @@ def each_on_ray(
             ray.cancel(left)
 
 
-def gives_gpus(cluster: ClusterConfig) -> bool:
-    """Whether each worker gets a GPU. Raises ConfigError where they are asked for but missing."""
-    device, workers = cluster.device, cluster.workers
+def gives_gpus(cluster: ClusterConfig, *, missing_ok: bool = False) -> bool:
+    """Whether each worker gets a GPU.
+
+    Raises ConfigError where they, or the CPUs, are asked for but missing; with `missing_ok`, as
+    for a cluster that has just lost a node, it does not.
+    """
+    device, workers = cluster.device, cluster.min_workers
     have = ray.cluster_resources()
     gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
     wanted = workers * cluster.cpus_per_worker
-    if cpus < wanted:
+    if cpus < wanted and not missing_ok:
         raise ConfigError(
             [f"cluster.workers x cluster.cpus_per_worker ask for {wanted} CPUs, Ray has {cpus}"]
         )
-    if device == "cuda" and gpus < workers:
+    if device == "cuda" and gpus < workers and not missing_ok:
         raise ConfigError(
             [f"cluster.device = 'cuda' with {workers} workers needs as many GPUs, Ray has {gpus}"]
         )
@@ -182,9 +215,9 @@ def gives_gpus(cluster: ClusterConfig) -> bool:
 def slots(cluster: ClusterConfig) -> int:
     """How many trials of this cluster section Ray holds at once. Raises ConfigError for none."""
     have = ray.cluster_resources()
-    count = int(have.get("CPU", 0)) // (cluster.workers * cluster.cpus_per_worker)
+    count = int(have.get("CPU", 0)) // (cluster.max_workers * cluster.cpus_per_worker)
     if gives_gpus(cluster):  # which says what is missing for a single one
-        count = min(count, int(have.get("GPU", 0)) // cluster.workers)
+        count = min(count, int(have.get("GPU", 0)) // cluster.max_workers)
     return count
 
 
@@ -194,7 +227,7 @@ def trial_resources(cluster: ClusterConfig) -> PlacementGroupFactory:
     One worker plays in the trial's own process. More are Ray Train's, which sets theirs aside; the
     process that leads them must cost none of their CPUs, and Tune refuses one that costs nothing.
     """
-    if cluster.workers > 1:
+    if cluster.max_workers > 1:
         return PlacementGroupFactory([{"memory": LEADER_BYTES}])
     gpus = {"GPU": 1} if gives_gpus(cluster) else {}
     return PlacementGroupFactory([{"CPU": cluster.cpus_per_worker, **gpus}])
@@ -203,12 +236,3 @@ def trial_resources(cluster: ClusterConfig) -> PlacementGroupFactory:
 def gpu_of_this_process() -> str:
     """The device that Ray gave a task or an actor: "cuda" (the only one it sees), or "cpu"."""
     return "cuda" if ray.get_gpu_ids() else "cpu"
-
-
-def failure_reason(error: BaseException) -> str:
-    """The failing rank's own error, where Ray wraps it in its own."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return f"{type(error).__name__}: {error}"
-    rank, first = sorted(failures.items())[0]
-    return f"worker {rank} failed: {first}"

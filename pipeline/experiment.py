@@ -88,15 +88,45 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """How often all that resuming needs is published, and how many are kept."""
+    """How often all that resuming needs is published, and how many are kept.
+
+    Those by images are where a watchdog may go back to; those by the clock bound what a lost
+    worker costs.
+    """
 
     every_kimg: float | None = None  # a twentieth of the run where left out
-    keep: int = 2
+    every_sec: float = 60.0
+    keep: int = 2  # the newest; beside them the newest and the best of those by images
 
     def __post_init__(self) -> None:
         check(
             _positive("every_kimg", self.every_kimg),
+            (self.every_sec > 0, f"every_sec must be > 0, got {self.every_sec}"),
             (self.keep >= 1, f"keep must be >= 1, got {self.keep}"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WatchdogConfig:
+    """What is done about a game that is lost: diverging, or collapsing after it was well.
+
+    "warn" says so, and ends the run only where numbers are not finite any more or have exploded;
+    "stop" ends it in either case; "rollback" goes back to the last checkpoint of a sound game, and
+    on with smaller learning rates and the images in another order.
+    """
+
+    action: Literal["warn", "stop", "rollback"] = "warn"
+    max_rollbacks: int = 3
+    lr_factor: float = 0.5  # for each rollback, on both players' learning rates
+    new_order: bool = True
+
+    def __post_init__(self) -> None:
+        check(
+            (
+                0 <= self.max_rollbacks <= 100,
+                f"max_rollbacks must be between 0 and 100, got {self.max_rollbacks}",
+            ),
+            (0 < self.lr_factor <= 1, f"lr_factor must be in (0, 1], got {self.lr_factor}"),
         )
 
 
@@ -127,22 +157,41 @@ class TrackingConfig:
 class ClusterConfig:
     """On what the game is played; nothing here changes the weights, but by rounding."""
 
-    workers: int = 1
+    workers: int | tuple[int, int] = 1  # a pair: at least and at most, as many as there are nodes
     cpus_per_worker: int = 1  # also the threads that torch may use in each
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU each where Ray has that many
-    storage: str = "runs"  # runs live below it; a folder that every node sees
-    max_failures: int = 3  # lost workers that are replaced before the run gives up
+    storage: str = "runs"  # runs live below it: a folder that every node sees, or s3://
+    max_failures: int = 3  # failures in a row without progress, until the run gives up
+    hang_sec: float = 300.0  # a worker without progress for so long is replaced
 
     def __post_init__(self) -> None:
+        pair = [self.workers] * 2 if isinstance(self.workers, int) else list(self.workers)
         check(
-            (1 <= self.workers <= 4096, f"workers must be between 1 and 4096, got {self.workers}"),
+            (
+                len(pair) == 2 and 1 <= pair[0] <= pair[1] <= 4096,
+                f"workers must be between 1 and 4096, or a pair [least, most] of such, "
+                f"got {self.workers if isinstance(self.workers, int) else pair}",
+            ),
             (
                 self.cpus_per_worker >= 1,
                 f"cpus_per_worker must be >= 1, got {self.cpus_per_worker}",
             ),
-            (bool(self.storage), "storage must name a folder, got ''"),
+            (bool(self.storage), "storage must name a folder or s3://bucket/prefix, got ''"),
             (self.max_failures >= 0, f"max_failures must be >= 0, got {self.max_failures}"),
+            (self.hang_sec > 0, f"hang_sec must be > 0, got {self.hang_sec}"),
         )
+        if not isinstance(self.workers, int):
+            object.__setattr__(self, "workers", tuple(pair))
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run is played with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that the run is played with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 def _positive(name: str, kimg: float | None) -> tuple[bool, str]:
@@ -164,6 +213,7 @@ class Experiment:
     ema: EmaConfig = field(default_factory=EmaConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     search: SearchConfig | None = None  # None for a single run: a trial, `forger train`
@@ -180,9 +230,9 @@ class Experiment:
             ),
             (0 <= self.seed < 2**63, f"seed must be in [0, 2^63), got {self.seed}"),
             (
-                self.turns.batch_size >= self.cluster.workers,
+                self.turns.batch_size >= self.cluster.max_workers,
                 f"turns.batch_size must be at least cluster.workers (each worker needs an image), "
-                f"got {self.turns.batch_size} for {self.cluster.workers} workers",
+                f"got {self.turns.batch_size} for {self.cluster.max_workers} workers",
             ),
         )
         _ = self.game  # its own rules hold too
@@ -254,6 +304,8 @@ class Experiment:
         values = self.to_dict()
         identity = dict(leaves({part: values[part] for part in parts}))
         identity.pop("data.shards")  # the digest of the data counts, not its place
+        if self.watchdog.action == "rollback":  # its remedies are part of the trajectory
+            identity |= dict(leaves({"watchdog": values["watchdog"]}))
         if "batch" not in (self.generator.norm, self.discriminator.norm):
             identity.pop("turns.micro_batch")  # else the statistics depend on it
         return identity

@@ -22,7 +22,8 @@ from pipeline.extraction import FEATURES
 from pipeline.extractors import configured_extractor
 from pipeline.judge import Judge
 from pipeline.ledger import Ledger, Reading, Trial, reading_of
-from pipeline.run import Best, JournalLine, Run
+from pipeline.journal import JournalLine
+from pipeline.run import Best, Run
 from pipeline.snapshot import read_snapshot
 from pipeline.storage import open_storage
 from pipeline.worker import job_of

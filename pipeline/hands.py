@@ -17,7 +17,7 @@ def hands(cluster: ClusterConfig) -> Iterator[Each]:
 
     Raises ConfigError where the cluster does not answer or is too small.
     """
-    if cluster.workers == 1 and not os.environ.get("RAY_ADDRESS"):
+    if cluster.max_workers == 1 and not os.environ.get("RAY_ADDRESS"):
         yield here
         return
     from pipeline.cluster import check_address, connected, each_on_ray

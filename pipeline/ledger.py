@@ -23,7 +23,8 @@ from pipeline.experiment import Experiment, leaves
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.run import RECORD as RUN_RECORD
 from pipeline.run import SEARCH_RECORD as RECORD
-from pipeline.run import JournalLine, Run
+from pipeline.journal import JournalLine
+from pipeline.run import Run
 from pipeline.search_config import SearchConfig
 from pipeline.storage import Folder, open_storage
 
@@ -233,7 +234,7 @@ class Ledger:
         fresh = list(run.journal(after=max(trial.nimg, trial.from_nimg)))
         for line in fresh:
             trial.nimg = line.nimg
-            trial.device_sec += line.seconds * self.experiment.cluster.workers
+            trial.device_sec += line.seconds * self.experiment.cluster.max_workers
             reading = reading_of(line)
             if reading is not None:
                 trial.readings.append(reading)

@@ -6,42 +6,39 @@ world wants of it is said there too (a stop request).
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gan.config import ConfigError
 from gan.game import Game
+from gan.health import CODES, Health, Verdict
 from gan.loop import Tick, training
-from gan.sampling import fixed_labels, images_of
 from gan.world import World
 from pipeline.checkpoint import (
     Checkpoint,
-    CheckpointWriter,
+    Standing,
     checkpoint_at,
+    clear_up,
     latest_checkpoint,
+    standings,
 )
 from pipeline.dataset import ShardSet
-from pipeline.extraction import FEATURES
-from pipeline.extractors import configured_extractor
-from pipeline.judge import Judge, Score
+from pipeline.host import DivergedError, Host
 from pipeline.loader import batches
-from pipeline.pictures import grid_png
-from pipeline.run import GRID, SNAPSHOTS, JournalLine, JournalWriter, Run, now_ms
+from pipeline.rollbacks import (
+    Rollback,
+    lr_factor_at,
+    order_seed_at,
+    record_rollback,
+    rollbacks,
+    void,
+)
+from pipeline.run import Run
 from pipeline.shards import ShardReader
-from pipeline.snapshot import CARD, TENSORS, SnapshotCard, write_snapshot
-from pipeline.storage import open_storage
-
-PREVIEW_ROWS = 8
-MAX_PREVIEW_COLUMNS = 16  # classes side by side; without classes, or with more, 8 columns
-
-
-class DivergedError(Exception):
-    """The game is lost: a loss is no longer a number. Every rank raises it at the same tick."""
-
+from pipeline.signals import Listener, Signals, Wish
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -57,48 +54,30 @@ def play(
     *,
     device: torch.device | str = "cpu",
     until_nimg: int | None = None,
+    token: int = 0,
+    alive: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Plays `run` from its newest checkpoint to its end, or to the next tick after a stop request.
+    """Plays `run` from its newest checkpoint to its end, or to the next round after a stop
+    request.
 
     With `until_nimg` it pauses after the first round that reaches so many images, judged and with
     a checkpoint; the weights do not depend on pauses. A pause is a tick, so the next tick's means
     are of the images since; to leave all ticks where they are, pause at a multiple of
-    `experiment.tick_nimg`. A run that is there already does nothing.
+    `experiment.tick_nimg`. A run that is there already does nothing. A stop request is no tick:
+    the tick that it cuts is made whole when the run goes on.
 
-    Every rank of the default process group must call this (or one process where there is no
-    group); rank 0 alone writes to the run's folder.
+    `token` is the writer's (see pipeline.lease; 0 where nobody else can write); `alive` is called
+    before every round and while G_ema is judged. Every rank of the default process group must call
+    this (or one process where there is no group); rank 0 alone writes to the run's folder. Raises
+    DivergedError, StorageError and FencedError.
     """
-    experiment, world = run.experiment, World.current()
-    game = Game(experiment.game, shards.sample, seed=experiment.seed, device=device)
-    checkpoint = _agreed_checkpoint(run, world)
-    if checkpoint is not None:
-        game.load_state_dict(checkpoint.state)
-    if world.is_first:
-        run.note_stretch(stretch(game.nimg, world, device))
-    host = _Host(run, shards, game, device=device)
-    stream = batches(
-        ShardReader(shards),
-        seed=experiment.seed,
-        batch_size=experiment.turns.batch_size,
-        first_batch=game.num_batches,
-        world=world,
-    )
-    total, before = experiment.turns.total_nimg, game.nimg
+    total = run.experiment.turns.total_nimg
     until = total if until_nimg is None else min(until_nimg, total)
-    stopped = False
-    for tick in training(game, stream, until_nimg=until, tick_nimg=experiment.tick_nimg):
-        _check_finite(tick)
-        ends = tick.nimg >= until
-        judged = ends or _due(before, tick.nimg, experiment.evaluate_nimg)
-        host.report(tick, judged=judged)
-        stopped = _any(world, world.is_first and run.stop_requested)
-        if ends or stopped or _due(before, tick.nimg, experiment.checkpoint_nimg):
-            host.save()
-        before = tick.nimg
-        if stopped:
-            break
-    host.close()
-    return Outcome(game.nimg, finished=game.nimg >= total)
+    while True:
+        match = _Match(run, shards, device=device, token=token, alive=alive)
+        ended = match.play(until)
+        if ended is not None:
+            return Outcome(ended, finished=ended >= total)
 
 
 def stretch(from_nimg: int, world: World, device: torch.device | str) -> dict[str, Any]:
@@ -121,32 +100,200 @@ def stretch(from_nimg: int, world: World, device: torch.device | str) -> dict[st
     }
 
 
-def _agreed_checkpoint(run: Run, world: World) -> Checkpoint | None:
-    """What rank 0 found, on every rank: on a shared folder each may see another newest."""
-    found = latest_checkpoint(run.storage) if world.is_first else None
-    nimg = int(_sum(world, found.nimg if found else 0))
-    if nimg == 0 or found is not None:
-        return found
-    return checkpoint_at(run.storage, nimg)
+class _Match:
+    """The game between two rollbacks. Every rank has one, and calls `play`."""
 
-
-def _check_finite(tick: Tick) -> None:
-    lost = {name: value for name, value in tick.scalars.items() if not math.isfinite(value)}
-    if lost:
-        name, value = next(iter(lost.items()))
-        raise DivergedError(
-            f"the game diverged: {name} is {value} at {tick.nimg / 1000:.1f} kimg; "
-            f"lower generator.lr and discriminator.lr, or raise objective.r1_gamma"
+    def __init__(
+        self,
+        run: Run,
+        shards: ShardSet,
+        *,
+        device: torch.device | str,
+        token: int,
+        alive: Callable[[], None],
+    ):
+        self.run, self.shards, self.alive = run, shards, alive
+        self.experiment, self.world = run.experiment, World.current()
+        game_is_of = {"seed": self.experiment.seed, "device": device}
+        self.game = Game(self.experiment.game, shards.sample, **game_is_of)
+        self.given_up = self._begin_with_what_counts()
+        checkpoint = self._agreed_checkpoint()
+        if checkpoint is not None:
+            self.game.load_state_dict(checkpoint.state)
+        self.health, self.warned = Health(num_images=shards.num_images), False
+        last_tick = 0
+        if self.world.is_first:
+            run.note_stretch(stretch(self.game.nimg, self.world, device))
+            for line in run.journal():
+                if line.nimg <= self.game.nimg:
+                    last_tick = line.nimg
+                    self.health.judge(line.nimg, line.metrics)
+        self.last_tick = int(_sum(self.world, last_tick))
+        self.host = Host(
+            run,
+            shards,
+            self.game,
+            device=device,
+            token=token,
+            rollbacks=len(self.given_up),
+            alive=alive,
         )
 
+    def play(self, until: int) -> int | None:
+        """Plays to `until`, or to a stop request: where the game stands; None after a rollback."""
+        every_sec = self.experiment.checkpoint.every_sec
+        listener = Listener(self.run, every_sec=every_sec) if self.world.is_first else None
+        self.signals = Signals(self.world, listener)
+        try:
+            while self.game.nimg < until:
+                # A remedy holds from its rollback's target on, wherever the game is taken up.
+                ahead = [back.to_nimg for back in self.given_up if back.to_nimg > self.game.nimg]
+                stopped, lost = self._stretch(min([until, *ahead]), until)
+                if stopped or lost is not None:
+                    break
+            else:
+                lost = None
+            self.signals.close()
+            self.host.close()
+        except BaseException:
+            self.host.settle()
+            raise
+        finally:
+            if listener is not None:
+                listener.close()
+        if lost is not None:
+            self._roll_back(lost)
+            return None
+        return self.game.nimg
 
-def _due(before: int, now: int, every: int) -> bool:
-    return now // every > before // every
+    def _stretch(self, border: int, until: int) -> tuple[bool, Verdict | None]:
+        """Plays to `border` with one set of remedies: whether it was stopped, or must go back."""
+        experiment, game = self.experiment, self.game
+        game.lr_factor = lr_factor_at(self.given_up, game.nimg)
+        stream = batches(
+            ShardReader(self.shards),
+            seed=order_seed_at(experiment.seed, self.given_up, game.nimg),
+            batch_size=experiment.turns.batch_size,
+            first_batch=game.num_batches,
+            world=self.world,
+        )
+        stopped = False
+        ticks = training(
+            game, stream, until_nimg=border, tick_nimg=experiment.tick_nimg, pause=self._pause
+        )
+        for tick in ticks:
+            ends = tick.nimg >= until
+            judged = ends or self._due(tick.nimg, experiment.evaluate_nimg)
+            verdict = self._report(tick, judged=judged)
+            if verdict.lost and self._goes_back(verdict, tick):
+                return False, verdict
+            if ends or self._due(tick.nimg, experiment.checkpoint_nimg):
+                self.host.save(anchor=verdict.sound)
+                self.signals.saved()
+            self.last_tick = tick.nimg
+        else:
+            stopped = game.nimg < border
+        if stopped:
+            self.host.save(anchor=False, must=True)
+        return stopped, None
 
+    def _pause(self, game: Game) -> bool:
+        """Between two rounds: a checkpoint where one is due; whether to stop."""
+        self.alive()
+        wish = self.signals.before_round()
+        if wish is Wish.SAVE:
+            self.host.save(anchor=False)
+            self.signals.saved()
+        return wish is Wish.STOP
 
-def _any(world: World, mine: bool) -> bool:
-    """Whether any rank says so. Every rank must call this."""
-    return _sum(world, float(mine)) > 0
+    def _due(self, nimg: int, every: int) -> bool:
+        """Whether a multiple of `every` was passed since the last tick."""
+        return nimg // every > self.last_tick // every
+
+    def _report(self, tick: Tick, *, judged: bool) -> Verdict:
+        """Judges, and journals. The verdict is rank 0's, on every rank."""
+        score, unjudged = None, ""
+        if judged and all(map(math.isfinite, tick.scalars.values())):
+            try:
+                score = self.host.scores(tick)
+            except DivergedError as error:  # on every rank at once
+                unjudged = str(error)
+        metrics = tick.scalars | (score.metrics if score is not None else {})
+        verdict = self._verdict(tick.nimg, metrics, unjudged)
+        self.host.report(tick, metrics | {"health/verdict": float(verdict.code)}, score)
+        return verdict
+
+    def _verdict(self, nimg: int, metrics: Mapping[str, float], unjudged: str) -> Verdict:
+        mine = Verdict()
+        if unjudged:
+            mine = Verdict("diverging", unjudged, lost=True, sound=False)
+        elif self.world.is_first:
+            mine = self.health.judge(nimg, metrics)
+        told = 4 * mine.code + 2 * mine.lost + mine.sound if self.world.is_first else 0
+        code, flags = divmod(int(_sum(self.world, told)), 4)
+        if self.world.is_first:
+            return mine
+        return Verdict(list(CODES)[code], unjudged, lost=flags >= 2, sound=flags % 2 == 1)
+
+    def _goes_back(self, verdict: Verdict, tick: Tick) -> bool:
+        """Whether the watchdog rolls the game back. Raises DivergedError where it is to end."""
+        watchdog, done = self.experiment.watchdog, len(self.given_up)
+        how = "diverged" if verdict.state == "diverging" else f"is {verdict.state}"
+        lost = f"the game {how} at {tick.nimg / 1000:.1f} kimg: {verdict.reason}"
+        if watchdog.action == "rollback" and done < watchdog.max_rollbacks:
+            return True
+        if watchdog.action == "rollback":
+            lost += f"; {done} rollbacks did not help"
+        if watchdog.action != "warn" or verdict.state == "diverging":
+            self.host.wait()
+            raise DivergedError(f"{lost}; {verdict.remedy}")
+        if self.world.is_first and not self.warned:
+            self.run.tell(f"{lost}; {verdict.remedy}")
+        self.warned = True
+        return False
+
+    def _roll_back(self, verdict: Verdict) -> None:
+        """Gives up the game since the last anchor. Every rank must call this."""
+        if self.world.is_first:
+            anchors = [kept.nimg for kept in standings(self.run.storage) if kept.anchor]
+            rollback = Rollback(
+                number=len(self.given_up) + 1,
+                from_nimg=self.game.nimg,
+                to_nimg=max(anchors, default=0),
+                reason=f"{verdict.state}: {verdict.reason}",
+                lr_factor=self.experiment.watchdog.lr_factor,
+                new_order=self.experiment.watchdog.new_order,
+            )
+            record_rollback(self.run.storage, rollback)
+            self.run.tell(
+                f"watchdog: {rollback.reason} at {rollback.from_nimg / 1000:.1f} kimg; back to "
+                f"{rollback.to_nimg / 1000:.1f} kimg, rollback {rollback.number} of "
+                f"{self.experiment.watchdog.max_rollbacks}"
+            )
+        _sum(self.world, 0.0)  # nobody reads before it is written
+
+    def _begin_with_what_counts(self) -> list[Rollback]:
+        """Clears up what a killed writer or a rollback left; the rollbacks, on every rank."""
+        if self.world.is_first:
+            given_up = rollbacks(self.run.storage)
+
+            def abandoned(standing: Standing) -> bool:
+                return void(standing.nimg, standing.rollbacks, given_up)
+
+            for said in clear_up(self.run.storage, abandoned=abandoned):
+                self.run.tell(said)
+            self.run.drop_given_up_snapshots()
+        _sum(self.world, 0.0)
+        return rollbacks(self.run.storage)
+
+    def _agreed_checkpoint(self) -> Checkpoint | None:
+        """What rank 0 found, on every rank: on a shared folder each may see another newest."""
+        storage, first = self.run.storage, self.world.is_first
+        found = latest_checkpoint(storage) if first else None
+        nimg = int(_sum(self.world, found.nimg if found else 0))
+        if nimg == 0 or found is not None:
+            return found
+        return checkpoint_at(storage, nimg)
 
 
 def _sum(world: World, value: float) -> float:
@@ -155,105 +302,3 @@ def _sum(world: World, value: float) -> float:
         return value
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     return world.sum(torch.tensor(value, dtype=torch.float64, device=device)).item()
-
-
-class _Host:
-    """What happens between ticks: evaluation on all ranks, files on rank 0."""
-
-    def __init__(self, run: Run, shards: ShardSet, game: Game, *, device: torch.device | str):
-        self.run, self.game = run, game
-        self.experiment = run.experiment
-        extractor = configured_extractor(self.experiment.evaluate, shards.sample.shape)
-        cache = open_storage(run.storage.root.parent / FEATURES)
-        self.judge = Judge(extractor, shards, device=device, cache=cache)
-        self.first = game.world.is_first
-        self.shards = shards
-        if self.first:
-            self.journal = JournalWriter(run)
-            self.checkpoints = CheckpointWriter(run.storage, keep=self.experiment.checkpoint.keep)
-
-    def report(self, tick: Tick, *, judged: bool) -> None:
-        """Journals the tick; where it is due, judges G_ema and keeps it. Every rank must call
-        this.
-        """
-        metrics, picture = dict(tick.scalars), None
-        if judged:
-            score = self._score(tick)
-            metrics |= score.metrics
-            if self.first:
-                picture = self._keep_snapshot(tick.nimg, score)
-        if self.first:
-            self.journal.add(JournalLine(tick.nimg, now_ms(), tick.seconds, metrics, picture))
-
-    def _score(self, tick: Tick) -> Score:
-        """G_ema, judged. Every rank must call this."""
-        try:
-            return self.judge.score(
-                self.game.G_ema,
-                latent_dim=self.experiment.generator.latent_dim,
-                conditioning=self.experiment.conditioning.name,
-                images=self.experiment.evaluate.images,
-            )
-        except ConfigError:
-            raise
-        except ValueError as error:  # features that are not finite; the sums tell every rank
-            raise DivergedError(
-                f"the game diverged: G_ema cannot be judged at {tick.nimg / 1000:.1f} kimg "
-                f"({error}); lower generator.lr and discriminator.lr, or raise objective.r1_gamma"
-            ) from error
-
-    def save(self) -> None:
-        """Publishes a checkpoint in the background. Rank 0 does; the others have nothing to do."""
-        if self.first:
-            self.checkpoints.publish(self.game.nimg, self.game.state_dict())
-            self.journal.roll()
-
-    def close(self) -> None:
-        """Waits for what is still being published."""
-        if self.first:
-            self.checkpoints.wait()
-
-    def _keep_snapshot(self, nimg: int, score: Score) -> str:
-        folder = f"{SNAPSHOTS}/{nimg:012d}"
-        sample = self.shards.sample
-        conditional = self.experiment.conditioning.name != "none"
-        classes = self.shards.num_classes if conditional else 0
-        columns = classes if 1 < classes <= MAX_PREVIEW_COLUMNS else PREVIEW_ROWS
-        count = PREVIEW_ROWS * columns
-        labels = fixed_labels(count, num_classes=classes)
-        images = images_of(
-            self.game.G_ema,
-            range(count),
-            latent_dim=self.experiment.generator.latent_dim,
-            num_classes=classes,
-            labels=None if labels is None else labels.tolist(),
-        )
-        self.run.storage.write(f"{folder}/{GRID}", grid_png(images, columns=columns))
-        card = SnapshotCard(
-            nimg=nimg,
-            generator=self.experiment.generator,
-            conditioning=self.experiment.conditioning.name,
-            sample=sample,
-            classes=self.shards.classes if conditional else (),
-            scores=score.metrics,
-            lineage={
-                "run_id": self.run.id,
-                "run_name": self.run.name,
-                "experiment": self.experiment.to_dict(),
-                "data_digest": self.shards.digest,
-                "seed": self.experiment.seed,
-                "judged": dataclasses.asdict(score),
-                **self.run.lineage,
-            },
-        )
-        write_snapshot(self.run.storage, folder, card, self.game.G_ema)
-        self._drop_old_snapshots(folder)
-        return f"{folder}/{GRID}"
-
-    def _drop_old_snapshots(self, newest: str) -> None:
-        """Keeps the weights of the newest and the best; pictures stay."""
-        best = self.run.best()
-        for kept in self.run.snapshots():
-            if kept.folder not in (newest, best and best.folder):
-                self.run.storage.delete(f"{kept.folder}/{CARD}")
-                self.run.storage.delete(f"{kept.folder}/{TENSORS}")

@@ -2,10 +2,11 @@
 
 runs/<name>/run.json                  identity: the experiment, the data's digest, the code, the
                                       MLflow run
-runs/<name>/journal/<nimg>.jsonl      one line a tick; a tick is journalled once however often it
-                                      is replayed
+runs/<name>/journal/                  pipeline.journal: one line a tick
 runs/<name>/checkpoints/<nimg>/       pipeline.checkpoint
 runs/<name>/snapshots/<nimg>/         pipeline.snapshot, and samples.png of the same generator
+runs/<name>/lease/, rollbacks/        who may write; from where the game was played again
+runs/<name>/notes/                    lines that the workers left for the driver
 runs/<name>/result.json               written once the run is complete
 """
 
@@ -16,38 +17,29 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from gan.config import ConfigError
+from pipeline.checkpoint import standings
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
+from pipeline.journal import JournalLine, lines
+from pipeline.lease import records
 from pipeline.lineage import code_and_packages
-from pipeline.snapshot import CARD, SnapshotCard, read_card
-from pipeline.storage import Folder, open_storage
+from pipeline.rollbacks import Rollback, rollbacks, void
+from pipeline.snapshot import CARD, TENSORS, SnapshotCard, read_card
+from pipeline.storage import Storage, open_storage
 
 RECORD = "run.json"
 SEARCH_RECORD = "search.json"
 RESULT = "result.json"
 STOP = "stop-request"
-JOURNAL = "journal"
 SNAPSHOTS = "snapshots"
+NOTES = "notes"
 GRID = "samples.png"
-
-
-@dataclass(frozen=True, slots=True)
-class JournalLine:
-    """One tick as it is tracked: metrics at `nimg`, at a fixed time, and a picture where one was
-    drawn.
-    """
-
-    nimg: int
-    time_ms: int
-    seconds: float
-    metrics: dict[str, float]
-    picture: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +60,7 @@ class Best:
 class Run:
     """One run, by its folder; every process that takes part opens its own."""
 
-    storage: Folder
+    storage: Storage
     name: str
     id: str
     experiment: Experiment
@@ -76,7 +68,7 @@ class Run:
     lineage: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, storage: Folder) -> Run:
+    def at(cls, storage: Storage) -> Run:
         """The run in this folder. Raises ConfigError where there is none."""
         try:
             record = json.loads(storage.read(RECORD))
@@ -180,26 +172,60 @@ class Run:
         return self.storage.exists(STOP)
 
     def journal(self, *, after: int = -1) -> Iterator[JournalLine]:
-        """The ticks journalled so far past nimg `after`, in order, each once."""
-        last = after
-        names = self.storage.names(JOURNAL)
-        # A segment is named after its first tick; those that end before `after` need no reading.
-        older = [name for name in names if _first_nimg(name) <= after]
-        for name in names[max(0, len(older) - 1) :]:
-            for text in self.storage.read(name).decode().splitlines():
-                line = JournalLine(**json.loads(text))
-                if line.nimg > last:
-                    last = line.nimg
-                    yield line
+        """The ticks journalled so far past nimg `after`, in order, each once: neither those of a
+        writer that was fenced off nor those of a game that was given up.
+        """
+        writers, given_up = records(self.storage), rollbacks(self.storage)
+
+        def counts(nimg: int, token: int, rolled_back: int) -> bool:
+            return not (
+                any(w.token > token and nimg > w.note["journalled"] for w in writers)
+                or void(nimg, rolled_back, given_up)
+            )
+
+        return lines(self.storage, after=after, counts=counts)
+
+    @property
+    def journalled_nimg(self) -> int:
+        """Where the journal ends; -1 where it is empty."""
+        return max((line.nimg for line in self.journal()), default=-1)
+
+    @property
+    def released_nimg(self) -> int:
+        """Up to where the journal may be told to the world, which cannot take anything back.
+
+        A game that may be rolled back releases what lies before its newest anchor.
+        """
+        if self.experiment.watchdog.action != "rollback":
+            return self.experiment.turns.total_nimg
+        return max((kept.nimg for kept in standings(self.storage) if kept.anchor), default=-1)
+
+    def tell(self, text: str) -> None:
+        """Leaves a line for the driver's screen and the run's log."""
+        self.storage.write(f"{NOTES}/{now_ms():014d}-{uuid.uuid4().hex[:6]}.txt", text.encode())
+
+    def told(self, *, after: str = "") -> list[tuple[str, str]]:
+        """(name, text) of every line left for the driver past the one called `after`, in order."""
+        names = [name for name in self.storage.names(NOTES) if name > after]
+        return [(name, self.storage.read(name).decode()) for name in names]
 
     def snapshots(self) -> list[Best]:
-        """Every snapshot that is whole, oldest first."""
-        found = []
-        for name in self.storage.names(SNAPSHOTS):
-            if PurePosixPath(name).name == CARD:
-                folder = str(PurePosixPath(name).parent)
-                found.append(Best(folder, *read_card(self.storage, folder)))
-        return found
+        """Every snapshot that is whole, oldest first, without those of a game that was given up."""
+        given_up = rollbacks(self.storage)
+        return [kept for kept in self._all_snapshots() if not _is_void(kept, given_up)]
+
+    def drop_given_up_snapshots(self) -> None:
+        """Deletes the weights of snapshots that count no longer; pictures are drawn over."""
+        given_up = rollbacks(self.storage)
+        for kept in self._all_snapshots():
+            if _is_void(kept, given_up):
+                self.storage.delete(f"{kept.folder}/{CARD}")
+                self.storage.delete(f"{kept.folder}/{TENSORS}")
+
+    def _all_snapshots(self) -> list[Best]:
+        names = (PurePosixPath(name) for name in self.storage.names(SNAPSHOTS))
+        folders = [str(name.parent) for name in names if name.name == CARD]
+        return [Best(folder, *read_card(self.storage, folder)) for folder in folders]
 
     def best(self, *, after: int = -1) -> Best | None:
         """The snapshot with the smallest chosen metric, of those past nimg `after`.
@@ -217,40 +243,11 @@ class Run:
         return min(scores, key=lambda pair: pair[0])[1] if scores else None
 
 
-class JournalWriter:
-    """Appends ticks to a run's journal. One writer a run: rank 0.
-
-    Ticks that the journal already holds are passed over: a game replayed from a checkpoint ticks
-    the same again.
-    """
-
-    def __init__(self, run: Run):
-        self._run = run
-        self._last = max((line.nimg for line in run.journal()), default=-1)
-        self._lines: list[str] = []
-        self._segment = ""
-
-    def add(self, *lines: JournalLine) -> None:
-        """Publishes more ticks, given in order."""
-        fresh = [line for line in lines if line.nimg > self._last]
-        if not fresh:
-            return
-        if not self._lines:
-            self._segment = f"{JOURNAL}/{fresh[0].nimg:012d}.jsonl"
-        self._lines += [json.dumps(asdict(line)) for line in fresh]
-        self._run.storage.write(self._segment, ("\n".join(self._lines) + "\n").encode())
-        self._last = fresh[-1].nimg
-
-    def roll(self) -> None:
-        """Begins a new segment, so that segments stay short."""
-        self._lines = []
+def _is_void(kept: Best, given_up: list[Rollback]) -> bool:
+    return void(kept.card.nimg, kept.card.lineage.get("rollbacks", 0), given_up)
 
 
-def _first_nimg(segment: str) -> int:
-    return int(PurePosixPath(segment).stem)
-
-
-def free_name(storage: Folder, name: str) -> str:
+def free_name(storage: Storage, name: str) -> str:
     """`name`, or name-2, name-3, ...: the first whose run is not complete."""
     number, candidate = 1, name
     while storage.exists(f"{candidate}/{RESULT}"):

@@ -104,17 +104,21 @@ class Snapshot:
         return classes_of(seeds, num_classes=self.num_classes, labels=labels)
 
 
-def write_snapshot(storage: Folder, folder: str, card: SnapshotCard, module: nn.Module) -> str:
-    """Publishes weights and card below `folder`, the card last; returns the weights' sha256."""
+def write_snapshot(storage: Folder, folder: str, card: SnapshotCard, module: nn.Module) -> None:
+    """Publishes weights and card below `folder`, the card last."""
+    for name, data in packed(card, module).items():
+        storage.write(f"{folder}/{name}", data)
+
+
+def packed(card: SnapshotCard, module: nn.Module) -> dict[str, bytes]:
+    """The files of a snapshot, in the order in which they are to be published."""
     weights = {
         name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
     }
     data = safetensors.torch.save(weights)
-    sha256 = hashlib.sha256(data).hexdigest()
-    storage.write(f"{folder}/{TENSORS}", data)
-    record = {"schema": SCHEMA, "sha256": sha256, "card": dataclasses.asdict(card)}
-    storage.write(f"{folder}/{CARD}", json.dumps(record, indent=1).encode())
-    return sha256
+    record = {"schema": SCHEMA, "sha256": hashlib.sha256(data).hexdigest()}
+    record["card"] = dataclasses.asdict(card)
+    return {TENSORS: data, CARD: json.dumps(record, indent=1).encode()}
 
 
 def read_card(storage: Folder, folder: str) -> tuple[SnapshotCard, str]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from gan.config import ConfigError
 from pipeline.backend import Backend
 from pipeline.experiment_file import experiment_toml
-from pipeline.run import JournalLine, Run, now_ms
+from pipeline.journal import JournalLine
+from pipeline.run import Run, now_ms
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

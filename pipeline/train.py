@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,26 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from gan.config import ConfigError, check_sample
+from pipeline.attempts import TrainingError, play_on_ray
 from pipeline.backend import Backend, backend
 from pipeline.checkpoint import newest_nimg
-from pipeline.cluster import check_address, connected, failure_reason, trainer
+from pipeline.cluster import check_address, connected
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
-from pipeline.interrupts import Interrupts
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
-from pipeline.run import JournalLine, Run, free_name, now_ms
+from pipeline.journal import JournalLine
+from pipeline.run import Run, free_name, now_ms
 from pipeline.shards import verify_shards
 from pipeline.storage import open_storage
 from pipeline.tracking import Tracker, open_tracker
-from pipeline.worker import job_of, work
 
 log = logging.getLogger(__name__)
 
-POLL_SEC = 0.5
 PATIENCE_SEC = 5
-RAY_FOLDER = "ray"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +55,6 @@ class Watcher:
     begun: Callable[[Run, str, int], None]
     ticked: Callable[[JournalLine], None]
     said: Callable[[str], None]
-
-
-class TrainingError(Exception):
-    """A worker failed; the message holds the failing rank's own error."""
 
 
 def train(
@@ -121,7 +113,24 @@ def _train(
             with connected(experiment.cluster):
                 tracker = waiting.result()
                 watcher.begun(run, tracker.url, start)
-                outcome = _play_on_ray(run, shards, _Follower(run, tracker, watcher))
+                follower = _Follower(run, tracker, watcher)
+                try:
+                    outcome = play_on_ray(
+                        run,
+                        shards,
+                        token=0,
+                        follow=follower.step,
+                        said=watcher.said,
+                        begun=lambda: follower.begun,
+                        events=Silent(),
+                    )
+                except KeyboardInterrupt:
+                    tracker.finish("KILLED")
+                    raise
+                except (TrainingError, ConfigError):
+                    tracker.finish("FAILED")
+                    raise
+                follower.last()
     if not outcome.finished:
         tracker.finish("KILLED")
         return Trained(run, outcome.nimg, False, None, where, tracker.url)
@@ -164,6 +173,7 @@ class _Follower:
         self._seen = max((line.nimg for line in run.journal()), default=-1)
         self._complained = self.ticked = False
         self._waited_sec = 0
+        self._since = time.monotonic()
 
     def follow(self) -> None:
         """Tells what is new; a tracking server that fails is named once, and tried again."""
@@ -176,6 +186,11 @@ class _Follower:
             if not self._complained:
                 log.warning("MLflow took no metrics (%s); training goes on, they are kept", error)
             self._complained = True
+
+    def step(self) -> None:
+        """Tells what is new, or that nothing has come yet."""
+        self.follow()
+        self._since = self.patience(self._since)
 
     @property
     def begun(self) -> bool:
@@ -200,52 +215,9 @@ class _Follower:
             )
 
 
-def _play_on_ray(run: Run, shards: ShardSet, follower: _Follower) -> Outcome:
-    """Runs the workers in a thread, so that this one can follow, and hear Ctrl-C."""
-    fitting = trainer(
-        work,
-        job_of(run, shards),
-        cluster=run.experiment.cluster,
-        name=run.name,
-        folder=str(run.storage.path(RAY_FOLDER)),
-    )
-    ended: dict[str, Any] = {}
-    # Not Thread.join, which an interrupt leaves believing that it is over.
-    over = threading.Event()
+class Silent:
+    """stub"""
 
-    def fit() -> None:
-        try:
-            ended["value"] = fitting.fit().return_value
-        except BaseException as error:
-            ended["error"] = error
-        over.set()
-
-    threading.Thread(target=fit, name="ray-train", daemon=True).start()
-    stopping, started = False, time.monotonic()
-    try:
-        with Interrupts() as interrupts:
-            while not over.is_set():
-                follower.follow()
-                started = follower.patience(started)
-                over.wait(POLL_SEC)
-                if interrupts.heard and not stopping:
-                    if not follower.begun:  # before the first tick there is nothing to save
-                        raise KeyboardInterrupt
-                    stopping = True
-                    run.request_stop()
-                    follower.watcher.said(
-                        "stopping at the next tick, with a checkpoint (again: at once, without)"
-                    )
-    except KeyboardInterrupt:
-        follower.tracker.finish("KILLED")
-        raise
-    follower.last()
-    run.withdraw_stop()
-    shutil.rmtree(run.storage.path(RAY_FOLDER), ignore_errors=True)
-    if "error" in ended:
-        follower.tracker.finish("FAILED")
-        raise TrainingError(failure_reason(ended["error"])) from ended["error"]
-    if "diverged" in ended["value"]:
-        follower.tracker.finish("FAILED")
-        raise ConfigError([ended["value"]["diverged"]])
-    return Outcome(**ended["value"])
+    def add(self, kind: str, **facts: float | str) -> None:
+        """stub"""
+        log.warning("event %s %s", kind, facts)

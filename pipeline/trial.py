@@ -10,13 +10,14 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from pipeline.cluster import failure_reason, gpu_of_this_process, trainer  # before any other ray
+from pipeline.cluster import gpu_of_this_process, trainer  # before any other ray
 
 import torch  # isort: skip
 from ray import tune
 
 from gan.config import ConfigError
 from pipeline.dataset import open_shards
+from pipeline.failures import first_failure
 from pipeline.ledger import Ledger, Trial
 from pipeline.run import Run
 from pipeline.storage import open_storage
@@ -73,10 +74,12 @@ def _play(ledger: Ledger, trial: Trial, run: Run) -> dict[str, Any]:
     cluster = run.experiment.cluster
     shards = open_shards(run.experiment.data.shards)
     job = job_of(run, shards, until_nimg=trial.until_nimg)
-    if cluster.workers == 1:
+    if cluster.max_workers == 1:
         return played(job, device=gpu_of_this_process())
     folder = str(ledger.storage.path("ray"))
-    nested = trainer(work, job, cluster=cluster, name=run.name, folder=folder).fit()
+    nested = trainer(
+        work, job, cluster=cluster, name=run.name, folder=folder, max_failures=cluster.max_failures
+    ).fit()
     assert isinstance(nested.return_value, dict)
     return nested.return_value
 
@@ -99,7 +102,7 @@ def _failed(error: BaseException) -> dict[str, Any]:
         torch.cuda.empty_cache()
         return {"ending": "failed", "reason": f"out of memory ({error}); {remedy}"}
     if hasattr(error, "worker_failures"):  # Ray Train had its own retries
-        return {"ending": "failed", "reason": failure_reason(error)}
+        return {"ending": "failed", "reason": str(first_failure(error))}
     raise error
 
 

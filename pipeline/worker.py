@@ -5,20 +5,34 @@ need.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from ray.train.torch import get_device
 
+from gan.world import World
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.extractors import absolute_name, absolute_weights
-from pipeline.play import DivergedError, play
+from pipeline.hang import Alive
+from pipeline.host import DivergedError
+from pipeline.play import play
 from pipeline.run import Run
 from pipeline.storage import open_storage
 
 
-def job_of(run: Run, shards: ShardSet, *, until_nimg: int | None = None) -> dict[str, Any]:
+def job_of(
+    run: Run,
+    shards: ShardSet,
+    *,
+    until_nimg: int | None = None,
+    token: int = 0,
+    attempt: int = 0,
+) -> dict[str, Any]:
     """What a worker is told; names in it hold in any folder, because Ray runs it in one of its
     own.
     """
@@ -34,23 +48,51 @@ def job_of(run: Run, shards: ShardSet, *, until_nimg: int | None = None) -> dict
         "shards": shards.uri,
         "threads": run.experiment.cluster.cpus_per_worker,
         "until_nimg": until_nimg,
+        "token": token,
+        "attempt": attempt,
     }
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Plays `job["run"]` as one rank: Ray has made the process group."""
-    return played(job, device=get_device())
+    cluster, rank = job["experiment"]["cluster"], World.current().rank
+    file = f"{job['token']}-{job['attempt']}-{rank}.txt"
+    alive = Alive(_stacks(job["run"]) / file, hang_sec=cluster["hang_sec"])
+    try:
+        return played(job, device=get_device(), alive=alive)
+    finally:
+        alive.close()
 
 
-def played(job: dict[str, Any], *, device: torch.device | str) -> dict[str, Any]:
+def played(
+    job: dict[str, Any], *, device: torch.device | str, alive: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Plays `job["run"]` on this process's device: its Outcome as a dict, or why it diverged."""
     torch.set_num_threads(job["threads"])
     run = Run.at(open_storage(job["run"]))
     run.experiment = experiment_from_dict(job["experiment"])
     shards = open_shards(job["shards"])
+    how = {"device": device, "until_nimg": job["until_nimg"], "token": job["token"]}
     try:
-        return dataclasses.asdict(play(run, shards, device=device, until_nimg=job["until_nimg"]))
-    except (
-        DivergedError
-    ) as error:  # the same on every rank and every retry: no fault of the cluster
+        return dataclasses.asdict(play(run, shards, **how, alive=alive))
+    except DivergedError as error:
+        # The same on every rank and every retry: no fault of the cluster.
         return {"diverged": str(error)}
+
+
+def stacks_of(run: Run, *, token: int, attempt: int) -> list[str]:
+    """Where workers of an attempt that made no progress wrote what they were doing, as far as
+    this node sees it.
+    """
+    found = _stacks(run.storage.uri).glob(f"{token}-{attempt}-*.txt")
+    return sorted(str(path) for path in found if path.stat().st_size)
+
+
+def _stacks(run_uri: str) -> Path:
+    """A folder for the stacks of hanging workers: in the run's own, or, beside an object store, a
+    temporary one.
+    """
+    if "://" not in run_uri:
+        return Path(run_uri) / "hangs"
+    name = hashlib.sha256(run_uri.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"forger-hangs-{name}"

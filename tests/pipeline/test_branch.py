@@ -158,7 +158,7 @@ def test_what_cannot_be_branched_is_refused_with_every_reason(stripes, tmp_path,
         "got checkpoints at: 64, 96",
     ]
     assert not (tmp_path / "runs/no").exists()
-    path = parent.storage.path("checkpoints/000000000096/game.safetensors")
+    (path,) = parent.storage.path("checkpoints/000000000096").glob("game-*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ConfigError, match="whole checkpoint at 96"):
         branch(parent, "no", lived(stripes, tmp_path, 2), stripes, nimg=96)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.checkpoint import CheckpointWriter, latest_checkpoint, newest_nimg
+from pipeline.checkpoint import (
+    CheckpointWriter,
+    Standing,
+    all_nimg,
+    clear_up,
+    latest_checkpoint,
+    newest_nimg,
+    retained,
+)
 from pipeline.storage import Folder
 from tests.conftest import small_game
 from tests.gan.play import new_game, play_rounds
@@ -14,9 +22,8 @@ from tests.gan.play import new_game, play_rounds
 def publish(storage: Folder, *nimgs: int, keep: int = 2) -> None:
     writer = CheckpointWriter(storage, keep=keep)
     for nimg in nimgs:
-        writer.publish(
-            nimg, {"weight": torch.full((3,), float(nimg)), "turns": torch.tensor(nimg)}
-        )
+        state = {"weight": torch.full((3,), float(nimg)), "turns": torch.tensor(nimg)}
+        writer.publish(Standing(nimg=nimg), state)
     writer.wait()
 
 
@@ -42,23 +49,27 @@ def test_the_newest_is_read_back_and_old_ones_go(tmp_path):
     ],
     ids=["cut", "flipped", "deleted", "empty"],
 )
-@pytest.mark.parametrize("file", ["game.safetensors", "checkpoint.json"])
+@pytest.mark.parametrize("file", ["game-*.safetensors", "checkpoint.json"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, file, damage):
     storage = Folder(tmp_path)
     publish(storage, 10, 20)
-    damage(storage.path(f"checkpoints/000000000020/{file}"))
+    damage(next(storage.path("checkpoints/000000000020").glob(file)))
     found = latest_checkpoint(storage)
     assert found is not None
     assert found.nimg == 10
     if storage.exists("checkpoints/000000000020/checkpoint.json"):
         assert "000000000020" in caplog.text
+        (said,) = clear_up(storage, abandoned=lambda standing: False)
+        assert "20 images is damaged" in said
+    clear_up(storage, abandoned=lambda standing: False)
+    assert {name.split("/")[1] for name in storage.names("checkpoints")} == {"000000000010"}
 
 
 def test_a_checkpoint_is_a_copy_of_the_moment(tmp_path):
     storage = Folder(tmp_path)
     weight = torch.ones(3)
     writer = CheckpointWriter(storage, keep=1)
-    writer.publish(1, {"weight": weight})
+    writer.publish(Standing(nimg=1), {"weight": weight})
     weight.zero_()
     writer.wait()
     found = latest_checkpoint(storage)
@@ -69,7 +80,7 @@ def test_a_checkpoint_is_a_copy_of_the_moment(tmp_path):
 def test_a_game_goes_through_files_bit_for_bit(tmp_path):
     game = play_rounds(new_game(small_game()), 3)
     writer = CheckpointWriter(Folder(tmp_path), keep=1)
-    writer.publish(game.nimg, game.state_dict())
+    writer.publish(Standing(nimg=game.nimg), game.state_dict())
     writer.wait()
     found = latest_checkpoint(Folder(tmp_path))
     assert found is not None
@@ -85,6 +96,64 @@ def test_a_game_goes_through_files_bit_for_bit(tmp_path):
 def test_a_failed_write_is_raised_at_the_next_chance(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
     writer = CheckpointWriter(Folder(tmp_path), keep=1)
-    writer.publish(1, {"weight": torch.ones(1)})
+    writer.publish(Standing(nimg=1), {"weight": torch.ones(1)})
     with pytest.raises(OSError, match="checkpoints"):
         writer.wait()
+
+
+def test_the_newest_the_newest_anchor_and_the_best_anchor_stay():
+    def at(nimg: int, *, anchor: bool, score: float | None = None) -> Standing:
+        return Standing(nimg=nimg, anchor=anchor, score=score)
+
+    here = [
+        at(10, anchor=True, score=3.0),
+        at(20, anchor=True, score=2.0),
+        at(30, anchor=True, score=2.0),
+        at(40, anchor=True),
+        at(50, anchor=False),
+        at(60, anchor=False),
+        at(70, anchor=False),
+    ]
+    assert retained(here, keep=2) == {20, 40, 60, 70}
+    assert retained(here[:1], keep=1) == {10}
+    assert retained([], keep=1) == set()
+
+
+def test_a_write_that_was_killed_leaves_no_checkpoint_and_is_cleared_up(tmp_path):
+    storage = Folder(tmp_path)
+    publish(storage, 10)
+    storage.write("checkpoints/000000000020/game-0123.safetensors", b"half of it")
+    assert newest_nimg(storage) == 10
+    assert clear_up(storage, abandoned=lambda standing: False) == []
+    assert {name.split("/")[1] for name in storage.names()} == {"000000000010"}
+
+
+def test_checkpoints_of_a_game_that_was_given_up_are_cleared_up(tmp_path):
+    storage = Folder(tmp_path)
+    publish(storage, 10, 20)
+    assert clear_up(storage, abandoned=lambda standing: standing.nimg > 15) == []
+    assert all_nimg(storage) == [10]
+
+
+def test_tensors_that_another_writer_wrote_at_the_same_place_are_not_mixed(tmp_path):
+    """Two writers at one nimg: whose record came last counts, with that writer's own tensors."""
+    storage = Folder(tmp_path)
+    for value in (1.0, 2.0):
+        writer = CheckpointWriter(storage, keep=1)
+        writer.publish(Standing(nimg=5), {"weight": torch.full((2,), value)})
+        writer.wait()
+    found = latest_checkpoint(storage)
+    assert found is not None
+    assert found.state["weight"].tolist() == [2.0, 2.0]
+    assert len(storage.names("checkpoints")) == 2  # the record, and no tensors but its own
+
+
+def test_a_writer_that_was_fenced_off_publishes_no_checkpoint(tmp_path):
+    def fence() -> None:
+        raise RuntimeError("fenced off")
+
+    writer = CheckpointWriter(Folder(tmp_path), keep=1, fence=fence)
+    writer.publish(Standing(nimg=1), {"weight": torch.ones(1)})
+    with pytest.raises(RuntimeError, match="fenced off"):
+        writer.wait()
+    assert latest_checkpoint(Folder(tmp_path)) is None

@@ -14,6 +14,7 @@ from pipeline.experiment_file import experiment_from_dict
 from pipeline.find import find_generator
 from pipeline.play import DivergedError, play
 from pipeline.run import Run, free_name
+from pipeline.signals import Listener, Wish
 from pipeline.snapshot import read_snapshot, write_snapshot
 
 
@@ -42,12 +43,17 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return found.state
 
 
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
 def curve(run: Run) -> list:
     """What the journal says, without the clock."""
     return [
         (
             line.nimg,
-            {k: v for k, v in line.metrics.items() if k != "speed/img_per_sec"},
+            {k: v for k, v in line.metrics.items() if not k.startswith(("speed/", "host/"))},
             line.picture,
         )
         for line in run.journal()
@@ -77,27 +83,59 @@ def test_a_run_journals_every_tick_once_and_keeps_its_best_generator(undisturbed
     assert generator.sha256 == best.sha256
 
 
-@pytest.mark.parametrize("stop_after", [32, 96, 224])
-def test_a_run_stopped_and_resumed_ends_as_the_undisturbed_one(
-    stripes, tmp_path, undisturbed, monkeypatch, stop_after
+def stop_after_rounds(monkeypatch, rounds: int, wish: Wish = Wish.STOP) -> None:
+    """The listener hears `wish` before the round after so many; each play counts anew."""
+
+    class Counting(Listener):
+        asked = 0
+
+        @property
+        def wish(self) -> Wish:
+            self.asked += 1
+            return wish if self.asked > rounds else Wish.NOTHING
+
+    monkeypatch.setattr("pipeline.play.Listener", Counting)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5, 6, 13, 15])
+def test_a_run_stopped_at_any_round_and_resumed_ends_as_the_undisturbed_one(
+    stripes, tmp_path, undisturbed, monkeypatch, rounds
 ):
+    """16 images a round, 32 a tick: an odd number of rounds stops in the middle of a tick."""
     run = Run.open("cut", small_experiment(stripes, tmp_path, name="cut"), stripes)
-    monkeypatch.setattr(
-        Run,
-        "stop_requested",
-        property(lambda r: max((ln.nimg for ln in r.journal()), default=0) == stop_after),
-    )
+    stop_after_rounds(monkeypatch, rounds)
     outcome = play(run, stripes)
-    assert (outcome.nimg, outcome.finished) == (stop_after, False)
+    assert (outcome.nimg, outcome.finished) == (16 * rounds, False)
     monkeypatch.undo()
 
     again = Run.open("cut", small_experiment(stripes, tmp_path, name="cut"), stripes)
     assert again.id == run.id
     assert play(again, stripes).finished
-    a, b = weights(undisturbed), weights(again)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert_same(weights(undisturbed), weights(again))
     assert curve(again) == curve(undisturbed)
+
+
+def test_a_run_that_checkpoints_before_every_round_plays_the_same(
+    stripes, tmp_path, undisturbed, monkeypatch
+):
+    run = Run.open("often", small_experiment(stripes, tmp_path, name="often"), stripes)
+    stop_after_rounds(monkeypatch, 0, Wish.SAVE)
+    assert play(run, stripes).finished
+    assert_same(weights(undisturbed), weights(run))
+    assert curve(run) == curve(undisturbed)
+
+
+def test_a_stop_request_in_the_folder_is_heard_while_playing(stripes, tmp_path):
+    run = Run.open("asked", small_experiment(stripes, tmp_path, turns__total_kimg=1000), stripes)
+    asked = []
+
+    def ask_once() -> None:
+        if not asked:
+            asked.append(run.request_stop())
+
+    outcome = play(run, stripes, alive=ask_once)
+    assert not outcome.finished
+    assert 0 < outcome.nimg == newest_nimg(run.storage)
 
 
 @pytest.mark.parametrize("pauses", [[64, 160], [40, 100, 144], [255]])
@@ -125,27 +163,32 @@ def test_a_run_paused_anywhere_ends_with_the_weights_of_the_undisturbed_one(
             assert theirs[1].items() <= ours[1].items()
 
 
+@pytest.mark.parametrize("rounds", [10, 11])
 def test_a_run_that_died_between_checkpoints_replays_without_double_lines(
-    stripes, tmp_path, undisturbed, monkeypatch
+    stripes, tmp_path, undisturbed, monkeypatch, rounds
 ):
+    """It dies at a tick that was journalled past the newest checkpoint, or in the middle of one."""
     run = Run.open("dead", small_experiment(stripes, tmp_path, name="dead"), stripes)
 
-    def die(self):
-        if max((line.nimg for line in self.journal()), default=0) == 160:
-            raise SystemError(
-                "power cut"
-            )  # after the tick at 160 was journalled, 32 images past a checkpoint
-        return False
+    class Deadly(Listener):
+        asked = 0
 
-    monkeypatch.setattr(Run, "stop_requested", property(die))
+        @property
+        def wish(self) -> Wish:
+            self.asked += 1
+            if self.asked > rounds:
+                raise SystemError("power cut")
+            return Wish.NOTHING
+
+    monkeypatch.setattr("pipeline.play.Listener", Deadly)
     with pytest.raises(SystemError):
         play(run, stripes)
+    assert (newest_nimg(run.storage), run.journalled_nimg) == (128, 160)
     monkeypatch.undo()
     again = Run.open("dead", small_experiment(stripes, tmp_path, name="dead"), stripes)
     assert play(again, stripes).finished
     assert curve(again) == curve(undisturbed)
-    a, b = weights(undisturbed), weights(again)
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert_same(weights(undisturbed), weights(again))
 
 
 def test_a_changed_experiment_or_other_data_is_refused_with_what_changed(stripes, tmp_path):
@@ -164,7 +207,7 @@ def test_a_changed_experiment_or_other_data_is_refused_with_what_changed(stripes
 def test_a_game_that_diverges_says_so_and_stops(stripes, tmp_path):
     wild = small_experiment(stripes, tmp_path, generator__lr=1e30, discriminator__lr=1e30)
     run = Run.open("small", wild, stripes)
-    with pytest.raises(DivergedError, match=r"diverged: .* is (nan|inf).*kimg"):
+    with pytest.raises(DivergedError, match=r"diverged at .* kimg: .*(nan|inf)"):
         play(run, stripes)
 
 
@@ -188,9 +231,7 @@ def test_a_generator_with_batch_normalization_is_read_back(stripes, tmp_path):
 
 def test_snapshots_judged_otherwise_are_not_compared(stripes, tmp_path, monkeypatch):
     run = Run.open("small", small_experiment(stripes, tmp_path), stripes)
-    monkeypatch.setattr(
-        Run, "stop_requested", property(lambda r: any(line.picture for line in r.journal()))
-    )
+    stop_after_rounds(monkeypatch, 9)  # judged once, at 128 images
     play(run, stripes)
     monkeypatch.undo()
     early = run.best()

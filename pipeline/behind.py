@@ -1,0 +1,51 @@
+"""Work that is done in order behind the game's back, so that storage does not hold the game up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class Behind:
+    """One thread that does tasks in the order in which they were given.
+
+    After a task that failed no other is begun: what comes later may rest on it (a checkpoint
+    promises the journal up to it). Its error is raised at the next call.
+    """
+
+    def __init__(self, name: str):
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._last: Future[None] | None = None
+        self._error: BaseException | None = None
+
+    def do(self, task: Callable[[], None]) -> Future[None]:
+        """Queues a task; raises the error of an earlier one."""
+        self._raise()
+        self._last = self._thread.submit(self._run, task)
+        return self._last
+
+    def wait(self) -> None:
+        """Returns once all is done; raises what went wrong."""
+        if self._last is not None:
+            self._last.result()
+            self._last = None
+        self._raise()
+
+    def close(self) -> None:
+        """Waits, and ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _run(self, task: Callable[[], None]) -> None:
+        if self._error is not None:
+            return
+        try:
+            task()
+        except BaseException as error:
+            self._error = error
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,122 @@
+"""Why an attempt failed: which worker was first, what became of it, and whether to try again."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+# What a worker says whose peers are gone; it is never the first cause.
+COLLECTIVE = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|process ?group|all_?reduce",
+    re.IGNORECASE,
+)
+FINAL = ("StorageError", "FencedError", "ConfigError")  # another attempt would end the same way
+MEMORY = ("MemoryError", "OutOfMemoryError", "OutOfMemory")
+MAX_WAIT_SEC = 30
+
+
+class Kind(IntEnum):
+    """What became of a worker; of several that failed, the smallest is nearest to the cause."""
+
+    FINAL = 0  # an error that another attempt would meet again
+    MEMORY = 1
+    RAISED = 2
+    DIED = 3
+    FROZEN = 4
+    COLLECTIVE = 5  # it lost its peers
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The failure that came first, in words for people; `rank` is None where no worker failed."""
+
+    rank: int | None
+    kind: Kind
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.rank is None else f"worker {self.rank} {self.text}"
+
+
+def first_failure(error: BaseException) -> Failure:
+    """What to blame for the error of a whole attempt."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    if not failures:
+        return Failure(None, Kind.DIED, f"Ray Train failed: {_line(error)}")
+    each = [_of_worker(rank, failure) for rank, failure in sorted(failures.items())]
+    return min(each, key=lambda failure: failure.kind)
+
+
+def _of_worker(rank: int, failure: BaseException) -> Failure:
+    raised = getattr(failure, "_base_exc", None)  # Ray Train's wrapper of what the worker raised
+    if raised is not None:
+        name = type(raised).__name__
+        if name in FINAL:
+            return Failure(rank, Kind.FINAL, f"failed: {raised}")
+        if name in MEMORY:
+            remedy = "lower turns.batch_size, or set turns.micro_batch"
+            return Failure(rank, Kind.MEMORY, f"ran out of memory ({_line(raised)}); {remedy}")
+        text = f"failed: {name}: {_line(raised)}"
+        if COLLECTIVE.search(str(raised)):
+            return Failure(rank, Kind.COLLECTIVE, f"lost its peers ({_line(raised)})")
+        return Failure(rank, Kind.RAISED, text)
+    text = str(failure)
+    if "HealthCheckTimeout" in type(failure).__name__:
+        return Failure(rank, Kind.FROZEN, "does not answer any more")
+    if "OOM" in text or "memory monitor" in text:
+        return Failure(rank, Kind.MEMORY, "was killed because the node ran out of memory")
+    return Failure(rank, Kind.DIED, f"died ({_how(text)})")
+
+
+def _how(text: str) -> str:
+    """Ray's detail of a lost process, without its advice."""
+    found = re.search(r"Worker exit detail: (.*?)(?:\. |\n|$)", text) or re.search(
+        r"(The actor died[^.\n]*|node[^.\n]* died[^.\n]*)", text
+    )
+    return found.group(1).strip() if found else _line(text)
+
+
+def _line(error: object) -> str:
+    """The last line that says something, which in a traceback is the error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+class Budget:
+    """Which failures are followed by another attempt, and after how long.
+
+    `max_failures` in a row without progress are; a new checkpoint since the last failure starts
+    the count again, so that a long run outlives any number of faults but no crash loop.
+    """
+
+    def __init__(self, max_failures: int, *, nimg: int):
+        self._max, self._nimg = max_failures, nimg
+        self.failures = 0
+        self._memory = 0
+
+    @property
+    def left(self) -> int:
+        """Failures in a row that are still allowed."""
+        return self._max - self.failures
+
+    def allows(self, failure: Failure, *, nimg: int) -> bool:
+        """Counts a failure with the newest checkpoint at `nimg`: whether to try again."""
+        if failure.kind is Kind.FINAL:
+            return False
+        if nimg > self._nimg:
+            self.failures = self._memory = 0
+        self._nimg = max(nimg, self._nimg)
+        self.failures += 1
+        self._memory += failure.kind is Kind.MEMORY
+        return self.failures <= self._max and self._memory <= 1
+
+    def wait_sec(self, dice: random.Random) -> float:
+        """The pause before the next attempt: 0 after a first failure, then 1, 2, 4, ... seconds,
+        with jitter, so that many runs do not all come back at once.
+        """
+        if self.failures <= 1:
+            return 0.0
+        return min(MAX_WAIT_SEC, 2 ** (self.failures - 2)) * dice.uniform(0.5, 1.0)

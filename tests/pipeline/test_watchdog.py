@@ -1,0 +1,96 @@
+"""A game that is lost goes back to where it was well, the same way however often it is killed."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.checkpoint import latest_checkpoint, standings
+from pipeline.experiment import Experiment
+from pipeline.host import DivergedError
+from pipeline.play import play
+from pipeline.rollbacks import rollbacks
+from pipeline.run import Run
+from tests.pipeline.test_play import (
+    assert_same,
+    curve,
+    small_experiment,
+    stop_after_rounds,
+    weights,
+)
+
+# The learning rates explode at 160 images, an anchor stands at 128; 1e-33 of them is sane.
+WILD = {"at_kimg": [0, 0.16], "values": [1e-3, 1e30]}
+
+
+def wild(stripes, tmp_path, **changes) -> Experiment:
+    settings = {
+        "generator__lr": WILD,
+        "discriminator__lr": WILD,
+        "watchdog": {"action": "rollback", "lr_factor": 1e-33, "max_rollbacks": 3},
+        "evaluate__every_kimg": 0.064,
+    }
+    return small_experiment(stripes, tmp_path, **(settings | changes))
+
+
+@pytest.fixture
+def rolled_back(stripes, tmp_path) -> Run:
+    run = Run.open("whole", wild(stripes, tmp_path, name="whole"), stripes)
+    assert play(run, stripes).finished
+    return run
+
+
+def test_a_lost_game_is_played_again_from_its_last_anchor_with_the_remedies(rolled_back):
+    (back,) = rollbacks(rolled_back.storage)
+    assert (back.number, back.to_nimg) == (1, 128)
+    assert 160 < back.from_nimg <= 224
+    assert [line.nimg for line in rolled_back.journal()] == list(range(32, 257, 32))
+    assert all(line.metrics["health/verdict"] < 2 for line in rolled_back.journal())
+    (name, text), *_ = rolled_back.told()
+    assert name
+    assert "back to 0.1 kimg, rollback 1 of 3" in text
+    assert [kept.nimg for kept in standings(rolled_back.storage) if kept.rollbacks == 0] <= [128]
+    assert rolled_back.released_nimg == 256
+
+
+@pytest.mark.parametrize("every", [1, 3, 5])
+def test_a_rollback_happens_the_same_way_however_often_the_run_is_stopped(
+    stripes, tmp_path, rolled_back, monkeypatch, every
+):
+    run = Run.open("cut", wild(stripes, tmp_path, name="cut"), stripes)
+    stop_after_rounds(monkeypatch, every)
+    for _ in range(40):
+        if play(run, stripes).finished:
+            break
+    assert len(rollbacks(run.storage)) == 1
+    assert_same(weights(rolled_back), weights(run))
+    assert curve(run) == curve(rolled_back)
+
+
+def test_the_remedies_hold_from_the_anchor_on_wherever_the_game_is_taken_up(
+    stripes, tmp_path, rolled_back
+):
+    """All checkpoints but the one before the anchor are gone: it is passed again, then cured."""
+    run = Run.open("early", wild(stripes, tmp_path, name="early"), stripes)
+    play(run, stripes, until_nimg=96)
+    for name in rolled_back.storage.names("rollbacks"):
+        run.storage.write(name, rolled_back.storage.read(name))
+    assert play(run, stripes).finished
+    assert len(rollbacks(run.storage)) == 1
+    assert_same(weights(rolled_back), weights(run))
+
+
+def test_a_game_that_no_rollback_helps_ends_with_the_reason(stripes, tmp_path):
+    settings = {"action": "rollback", "lr_factor": 1.0, "max_rollbacks": 2}
+    run = Run.open("lost", wild(stripes, tmp_path, name="lost", watchdog=settings), stripes)
+    with pytest.raises(DivergedError, match="2 rollbacks did not help"):
+        play(run, stripes)
+    assert [back.to_nimg for back in rollbacks(run.storage)] == [128, 128]
+    assert latest_checkpoint(run.storage) is not None
+
+
+def test_ticks_are_told_only_once_they_cannot_be_taken_back(stripes, tmp_path, monkeypatch):
+    run = Run.open("held", wild(stripes, tmp_path, name="held"), stripes)
+    stop_after_rounds(monkeypatch, 7)
+    assert play(run, stripes).nimg == 112
+    assert run.journalled_nimg == 96
+    assert run.released_nimg == 64
