@@ -25,7 +25,7 @@ from pipeline.run import (
     refuse_changes,
 )
 from pipeline.snapshot import CARD, TENSORS
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import Storage, open_storage
 
 # What the tensors of a checkpoint, and its clock, have in them.
 KEPT = (
@@ -119,7 +119,7 @@ def _lineage(parent: Run, nimg: int) -> dict[str, Any]:
     return code_and_packages() | {"played": played}
 
 
-def _copy_snapshots(source: Folder, target: Folder, nimg: int) -> None:
+def _copy_snapshots(source: Storage, target: Storage, nimg: int) -> None:
     """Each card after its weights, so that no snapshot is there in half."""
     names = [name for name in source.names(SNAPSHOTS) if int(name.split("/")[1]) <= nimg]
     for file in (GRID, TENSORS, CARD):

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from pipeline.storage import Folder
+from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Checkpoint:
     state: dict[str, Tensor]
 
 
-def latest_checkpoint(storage: Folder) -> Checkpoint | None:
+def latest_checkpoint(storage: Storage) -> Checkpoint | None:
     """The newest checkpoint that is whole and undamaged; damaged ones are passed over, and named
     in the log.
     """
@@ -44,38 +44,38 @@ def latest_checkpoint(storage: Folder) -> Checkpoint | None:
             return _read(storage, manifest)
         except (FileNotFoundError, ValueError, KeyError, safetensors.SafetensorError) as error:
             log.warning(
-                "passed over the damaged checkpoint %s: %s", storage.path(manifest).parent, error
+                "passed over the damaged checkpoint %s: %s", f"{storage.uri}/{manifest}", error
             )
     return None
 
 
-def checkpoint_at(storage: Folder, nimg: int) -> Checkpoint:
+def checkpoint_at(storage: Storage, nimg: int) -> Checkpoint:
     """The checkpoint at `nimg`, for a rank that was told which; raises where it is not whole."""
     return _read(storage, f"{FOLDER}/{nimg:012d}/{MANIFEST}")
 
 
-def copy_checkpoint(source: Folder, target: Folder, nimg: int) -> None:
+def copy_checkpoint(source: Storage, target: Storage, nimg: int) -> None:
     """Publishes the checkpoint of `source` at `nimg` in `target` as well."""
     for name in (TENSORS, MANIFEST):
         path = f"{FOLDER}/{nimg:012d}/{name}"
         target.write(path, source.read(path))
 
 
-def all_nimg(storage: Folder) -> list[int]:
+def all_nimg(storage: Storage) -> list[int]:
     """The nimg of every checkpoint, by their names alone, oldest first."""
     return sorted(int(name.split("/")[-2]) for name in _manifests(storage))
 
 
-def newest_nimg(storage: Folder) -> int:
+def newest_nimg(storage: Storage) -> int:
     """The nimg of the newest checkpoint, by its name alone; 0 where there is none."""
     return max(all_nimg(storage), default=0)
 
 
-def _manifests(storage: Folder) -> list[str]:
+def _manifests(storage: Storage) -> list[str]:
     return [name for name in storage.names(FOLDER) if name.endswith(f"/{MANIFEST}")]
 
 
-def _read(storage: Folder, manifest: str) -> Checkpoint:
+def _read(storage: Storage, manifest: str) -> Checkpoint:
     record = json.loads(storage.read(manifest))
     if record["schema"] != SCHEMA:
         raise ValueError(f"its schema is {record['schema']}, not {SCHEMA}")
@@ -88,7 +88,7 @@ def _read(storage: Folder, manifest: str) -> Checkpoint:
 class CheckpointWriter:
     """Publishes checkpoints in the background, one at a time, and keeps the newest `keep`."""
 
-    def __init__(self, storage: Folder, *, keep: int):
+    def __init__(self, storage: Storage, *, keep: int):
         self._storage, self._keep = storage, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None

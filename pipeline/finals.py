@@ -95,7 +95,7 @@ def judge_again(
     experiment, shards = experiment_from_dict(told["experiment"]), open_shards(told["shards"])
     snapshot = read_snapshot(run.storage, folder)
     extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
-    cache = open_storage(run.storage.root.parent / FEATURES)
+    cache = run.storage.beside(FEATURES)
     on_gpu = experiment.cluster.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     score = Judge(extractor, shards, device=device, cache=cache).score(

@@ -33,7 +33,6 @@ from pipeline.pictures import grid_png
 from pipeline.run import GRID, SNAPSHOTS, JournalLine, JournalWriter, Run, now_ms
 from pipeline.shards import ShardReader
 from pipeline.snapshot import CARD, TENSORS, SnapshotCard, write_snapshot
-from pipeline.storage import open_storage
 
 PREVIEW_ROWS = 8
 MAX_PREVIEW_COLUMNS = 16  # classes side by side; without classes, or with more, 8 columns
@@ -164,7 +163,7 @@ class _Host:
         self.run, self.game = run, game
         self.experiment = run.experiment
         extractor = configured_extractor(self.experiment.evaluate, shards.sample.shape)
-        cache = open_storage(run.storage.root.parent / FEATURES)
+        cache = run.storage.beside(FEATURES)
         self.judge = Judge(extractor, shards, device=device, cache=cache)
         self.first = game.world.is_first
         self.shards = shards

@@ -26,7 +26,7 @@ from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.lineage import code_and_packages
 from pipeline.snapshot import CARD, SnapshotCard, read_card
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import Storage, open_storage
 
 RECORD = "run.json"
 SEARCH_RECORD = "search.json"
@@ -68,7 +68,7 @@ class Best:
 class Run:
     """One run, by its folder; every process that takes part opens its own."""
 
-    storage: Folder
+    storage: Storage
     name: str
     id: str
     experiment: Experiment
@@ -76,7 +76,7 @@ class Run:
     lineage: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, storage: Folder) -> Run:
+    def at(cls, storage: Storage) -> Run:
         """The run in this folder. Raises ConfigError where there is none."""
         try:
             record = json.loads(storage.read(RECORD))
@@ -250,7 +250,7 @@ def _first_nimg(segment: str) -> int:
     return int(PurePosixPath(segment).stem)
 
 
-def free_name(storage: Folder, name: str) -> str:
+def free_name(storage: Storage, name: str) -> str:
     """`name`, or name-2, name-3, ...: the first whose run is not complete."""
     number, candidate = 1, name
     while storage.exists(f"{candidate}/{RESULT}"):
