@@ -22,15 +22,14 @@ def command(model, data, storage, images) -> None:
     they differ, the two are compared by the promotion test's Frechet distance. Exit code 0: the
     same bits, or no difference that the test sees; 1: another generator.
     """
-    from pathlib import Path
-
     from gan.config import ConfigError
     from jobs.train import Screen
     from pipeline.find import find_generator
     from pipeline.reproduce import experiment_of, held_against, reproduce
+    from pipeline.storage import open_storage
 
     original = find_generator(model, storage=storage)
-    experiment = experiment_of(original, storage=str(Path(storage).resolve()), data=data)
+    experiment = experiment_of(original, storage=open_storage(storage).uri, data=data)
     click.echo(
         f"{model}: {original.card.nimg / 1000:g} kimg of {experiment.name}, "
         f"seed {experiment.seed}, {experiment.cluster.max_workers} workers"

@@ -153,7 +153,7 @@ def _show(storage: str, name: str) -> None:
     if result is None:
         click.echo(f"under way or interrupted; page: forger report {name} --storage {storage}")
     else:
-        best = ledger.storage.path(BEST)
+        best = f"{ledger.storage.uri}/{BEST}"
         click.echo(f"complete; the best is trial {result['best']}: {best}")
 
 
@@ -241,7 +241,7 @@ def _print_end(searched: Searched, command_line: str) -> None:
     assert registered is not None
     name = registered.model.removesuffix("-candidates")
     storage = ledger.experiment.cluster.storage
-    click.echo(f"best     trial {searched.finalists[0].number}: {ledger.storage.path(BEST)}")
+    click.echo(f"best     trial {searched.finalists[0].number}: {ledger.storage.uri}/{BEST}")
     click.echo(f"model    registered as candidate {registered.uri}")
     click.echo(f"page     forger report {ledger.name} --storage {storage} --open")
     click.echo(f"look     {searched.mlflow_url}")

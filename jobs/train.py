@@ -166,7 +166,7 @@ def _print_end(trained: Trained, command_line: str) -> None:
         f"best at {best.card.nimg / 1000:.1f} kimg: {scores}"
     )
     click.echo(f"model    registered as candidate {registered.uri}{known}")
-    click.echo(f"samples  {run.storage.path(best.folder)}/samples.png")
+    click.echo(f"samples  {run.storage.below(best.folder).uri}/samples.png")
     click.echo(f"look     {trained.mlflow_url}")
     click.echo(f"draw     forger sample {registered.uri} -n 64 --seed 0 -o grid.png")
     click.echo(f"promote  forger promote {name}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gan.config import ConfigError
-from pipeline.storage import Folder
+from pipeline.storage import Folder, open_storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,6 +32,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 REACH_SEC = 5
+LOCAL_RUNS = "runs"  # where MLflow is kept that cannot be beside the runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,15 @@ def pointed_at(where: Backend) -> Iterator[None]:
 def backend(storage: str) -> Backend:
     """MLFLOW_TRACKING_URI, or a SQLite file and a folder of artifacts below `storage`.
 
+    A database cannot lie in a bucket: with runs in s3:// and no MLFLOW_TRACKING_URI, both are
+    below ./runs of this machine.
+
     Raises ConfigError where a server is named that does not answer.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    runs = open_storage(storage)
+    root = runs.root if isinstance(runs, Folder) else Folder(LOCAL_RUNS).root
     if not uri:
-        root = Folder(storage).root
         root.mkdir(parents=True, exist_ok=True)
         return Backend(f"sqlite:///{root / 'mlflow.db'}", (root / "mlartifacts").as_uri())
     if urlsplit(uri).scheme in ("http", "https"):
@@ -91,7 +96,7 @@ def backend(storage: str) -> Backend:
             ]
         )
     local = uri.startswith("sqlite:///")
-    return Backend(uri, (Folder(storage).root / "mlartifacts").as_uri() if local else None)
+    return Backend(uri, (root / "mlartifacts").as_uri() if local else None)
 
 
 def _reach(uri: str) -> None:

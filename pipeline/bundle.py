@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def write_bundle(
     """
     folder.mkdir(parents=True)
     for name in (TENSORS, CARD, GRID):
-        shutil.copy(run.storage.path(f"{best.folder}/{name}"), folder / name)
+        (folder / name).write_bytes(run.storage.read(f"{best.folder}/{name}"))
     (folder / EXPERIMENT).write_text(experiment_toml(run.experiment))
     lineage = run.lineage
     manifest = {

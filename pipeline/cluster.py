@@ -142,7 +142,9 @@ def draining_nodes() -> frozenset[str]:
     # As Ray Train's own watcher asks; there is no public call, and without an answer the loss of
     # the node is met when it happens.
     try:
-        return frozenset(ray._private.state.state.get_draining_nodes())
+        from ray._private.state import state
+
+        return frozenset(state.get_draining_nodes())
     except Exception as error:
         log.debug("cannot ask for draining nodes: %s", error)
         return frozenset()

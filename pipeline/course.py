@@ -200,7 +200,7 @@ def experiment_of(ledger: Ledger, trial: Trial) -> Experiment:
         "name": trial.run,
         "tracking.experiment": base.tracking.experiment or base.name,
         "tracking.model": base.tracking.model or base.name,
-        "cluster.storage": str(ledger.runs.root),
+        "cluster.storage": ledger.runs.uri,
     }
     experiment = with_settings(base, trial.settings)
     for key, value in changes.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,15 +106,20 @@ def evaluate(
     if where is None:
         return found
     trained_by = snapshot.card.lineage["experiment"]
-    url = track_evaluation(
-        where,
-        trained_by["tracking"]["experiment"] or trained_by["name"],
-        name=f"evaluate {model}",
-        tags={"forger.protocol": protocol.sha256, "forger.sha256": snapshot.sha256},
-        metrics=found.scores,
-        nimg=snapshot.card.nimg,
-        folder=Path(folder.uri),
-    )
+    with tempfile.TemporaryDirectory() as copy:
+        for name in folder.names():
+            path = Path(copy, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(folder.read(name))
+        url = track_evaluation(
+            where,
+            trained_by["tracking"]["experiment"] or trained_by["name"],
+            name=f"evaluate {model}",
+            tags={"forger.protocol": protocol.sha256, "forger.sha256": snapshot.sha256},
+            metrics=found.scores,
+            nimg=snapshot.card.nimg,
+            folder=Path(copy),
+        )
     return dataclasses.replace(found, url=url)
 
 

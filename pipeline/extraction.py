@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from pipeline.extractors import load_extractor
 from pipeline.protocol import BLOCK
 from pipeline.shards import ShardReader
 from pipeline.snapshot import Snapshot, read_snapshot, write_snapshot
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import Storage, open_storage
 
 FEATURES = "_features"  # below the storage; no run can have this name
 CHUNK = 10 * BLOCK  # images in one file, and in one task
@@ -97,7 +96,7 @@ def forgeries(
     return Look(
         eye=eye,
         shards=shards.uri,
-        generator=str(folder.path("generator")),
+        generator=folder.below("generator").uri,
         stream=stream,
         seed=seed,
         folder=folder.uri,
@@ -176,8 +175,7 @@ def _opened(look: Look, device: str) -> tuple[ShardSet, ShardReader, Extractor, 
     extractor.module.to(device)
     snapshot = None
     if look.generator is not None:
-        path = Path(look.generator)
-        snapshot = read_snapshot(Folder(path.parent), path.name)
+        snapshot = read_snapshot(open_storage(look.generator), ".")
         snapshot.module.to(device)
     return shards, ShardReader(shards), extractor, snapshot
 
@@ -205,7 +203,7 @@ def _chunk(start: int) -> str:
     return f"{start:09d}.safetensors"
 
 
-def _is_kept(folder: Folder, start: int) -> bool:
+def _is_kept(folder: Storage, start: int) -> bool:
     """Whether a chunk is there and can be read."""
     try:
         return bool(_read(folder, start))
@@ -213,7 +211,7 @@ def _is_kept(folder: Folder, start: int) -> bool:
         return False
 
 
-def _read(folder: Folder, start: int) -> dict[str, Tensor]:
+def _read(folder: Storage, start: int) -> dict[str, Tensor]:
     return safetensors.torch.load(folder.read(_chunk(start)))
 
 

@@ -20,9 +20,9 @@ from pipeline.dataset import open_shards
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.extraction import FEATURES
 from pipeline.extractors import configured_extractor
+from pipeline.journal import JournalLine
 from pipeline.judge import Judge
 from pipeline.ledger import Ledger, Reading, Trial, reading_of
-from pipeline.journal import JournalLine
 from pipeline.run import Best, Run
 from pipeline.snapshot import read_snapshot
 from pipeline.storage import open_storage
@@ -96,7 +96,7 @@ def judge_again(
     experiment, shards = experiment_from_dict(told["experiment"]), open_shards(told["shards"])
     snapshot = read_snapshot(run.storage, folder)
     extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
-    cache = open_storage(run.storage.root.parent / FEATURES)
+    cache = run.storage.beside(FEATURES)
     on_gpu = experiment.cluster.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     score = Judge(extractor, shards, device=device, cache=cache).score(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gan.config import ConfigError
 from pipeline.run import RECORD, Run
 from pipeline.snapshot import CARD, Snapshot, read_snapshot
-from pipeline.storage import Folder
+from pipeline.storage import open_storage
 
 
 def find_generator(name: str, *, storage: str) -> Snapshot:
@@ -20,11 +18,12 @@ def find_generator(name: str, *, storage: str) -> Snapshot:
         from pipeline.registry import load_registered
 
         return load_registered(backend(storage), name)
-    for path in (Path(name), Path(storage) / name):
-        if (path / CARD).is_file():
-            return read_snapshot(Folder(path.parent), path.name)
-        if (path / RECORD).is_file():
-            run = Run.at(Folder(path))
+    places = [name] if "://" in name else [name, f"{storage}/{name}"]
+    for place in map(open_storage, places):
+        if place.exists(CARD):
+            return read_snapshot(place, ".")
+        if place.exists(RECORD):
+            run = Run.at(place)
             best = run.best()
             if best is None:
                 raise ConfigError([f"run {name} has no snapshot yet; it is judged first at "
@@ -33,7 +32,7 @@ def find_generator(name: str, *, storage: str) -> Snapshot:
     raise ConfigError(
         [
             f"MODEL must be models:/NAME@champion, models:/NAME-candidates@candidate (or "
-            f"/VERSION for @...), a run below {storage}, or the folder of a snapshot, "
+            f"/VERSION for @...), a run below {storage}, or the place of a snapshot, "
             f"got {name!r}"
         ]
     )

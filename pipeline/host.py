@@ -1,4 +1,4 @@
-"""What happens between ticks and rounds: judging on all ranks, files on rank 0, behind its back."""
+"""What happens between ticks and rounds: judging on all ranks, files on rank 0."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from pipeline.lease import check_token
 from pipeline.pictures import grid_png
 from pipeline.run import GRID, SNAPSHOTS, Run, now_ms
 from pipeline.snapshot import CARD, TENSORS, SnapshotCard, measure_of, packed
-from pipeline.storage import open_storage
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class Host:
         self.first = game.world.is_first
         self._alive, self._rollbacks = alive, rollbacks
         extractor = configured_extractor(self.experiment.evaluate, shards.sample.shape)
-        cache = open_storage(self.experiment.cluster.storage).below(FEATURES)
+        cache = run.storage.beside(FEATURES)
         self.judge = Judge(extractor, shards, device=device, cache=cache)
         self._spent = {"host/evaluate_sec": 0.0, "host/checkpoint_sec": 0.0}
         self._score: float | None = None

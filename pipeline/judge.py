@@ -22,7 +22,7 @@ from gan.world import World
 from pipeline.dataset import ShardSet
 from pipeline.protocol import BLOCK, Protocol, metric_name, protocol_for
 from pipeline.shards import ShardReader
-from pipeline.storage import Folder
+from pipeline.storage import Storage
 
 SEED = 0  # of the latents judged: the same for every run, so that scores differ by generator alone
 STREAM = "evaluate"
@@ -51,7 +51,7 @@ class Judge:
         *,
         world: World | None = None,
         device: torch.device | str = "cpu",
-        cache: Folder | None = None,
+        cache: Storage | None = None,
     ):
         self.extractor, self.shards, self.cache = extractor, shards, cache
         self.world = world or World.current()
@@ -131,7 +131,7 @@ class Judge:
         if self.world.sum(readable).item() == 0:
             return None
         kept = _read_moments(self.cache, name, device=self.device)
-        assert kept is not None, f"rank {self.world.rank} does not see {self.cache.path(name)}"
+        assert kept is not None, f"rank {self.world.rank} does not see {self.cache.uri}/{name}"
         return kept
 
     def _my_blocks(self, count: int) -> list[range]:
@@ -141,7 +141,7 @@ class Judge:
 
 
 def _read_moments(
-    cache: Folder, name: str, *, device: torch.device | str = "cpu"
+    cache: Storage, name: str, *, device: torch.device | str = "cpu"
 ) -> FeatureMoments | None:
     """Moments that were kept; None where there are none, or they cannot be read any more."""
     try:
@@ -158,7 +158,7 @@ def _read_moments(
     )
 
 
-def _write_moments(cache: Folder, name: str, moments: FeatureMoments) -> None:
+def _write_moments(cache: Storage, name: str, moments: FeatureMoments) -> None:
     named = {part.name: getattr(moments, part.name) for part in dataclasses.fields(moments)}
     kept = {key: value.cpu() for key, value in named.items() if value is not None}
     cache.write(name, safetensors.torch.save(kept))

@@ -21,12 +21,12 @@ from gan.config import ConfigError
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment, leaves
 from pipeline.experiment_file import experiment_from_dict
+from pipeline.journal import JournalLine
 from pipeline.run import RECORD as RUN_RECORD
 from pipeline.run import SEARCH_RECORD as RECORD
-from pipeline.journal import JournalLine
 from pipeline.run import Run
 from pipeline.search_config import SearchConfig
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import Storage, open_storage
 
 State = Literal["waiting", "running", "complete", "stopped", "diverged", "failed"]
 ENDED = ("complete", "stopped", "diverged", "failed")
@@ -133,14 +133,14 @@ def reading_of(line: JournalLine) -> Reading | None:
 class Ledger:
     """One search, by its folder. One process writes it: the driver; anybody may read."""
 
-    storage: Folder
+    storage: Storage
     name: str
     id: str
     experiment: Experiment  # with its [search]
     data_digest: str
 
     @classmethod
-    def at(cls, storage: Folder) -> Ledger:
+    def at(cls, storage: Storage) -> Ledger:
         """The search in this folder. Raises ConfigError where there is none."""
         try:
             record = json.loads(storage.read(RECORD))
@@ -191,9 +191,9 @@ class Ledger:
         return self.experiment.search
 
     @property
-    def runs(self) -> Folder:
+    def runs(self) -> Storage:
         """Where the trials' runs are."""
-        return open_storage(self.storage.path(RUNS))
+        return self.storage.below(RUNS)
 
     def trials(self) -> list[Trial]:
         """Every trial so far, by number."""
@@ -219,7 +219,7 @@ class Ledger:
 
     def run_of(self, trial: Trial) -> Run:
         """The trial's run. Raises ConfigError where it was not begun."""
-        return Run.at(open_storage(self.runs.path(trial.run)))
+        return Run.at(self.runs.below(trial.run))
 
     @property
     def spent_all(self) -> bool:

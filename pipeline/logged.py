@@ -71,7 +71,7 @@ def log_proved(where: Backend, run: Run, best: Best, *, mlflow_run_id: str) -> L
     if proof["pixels"] != expected_pixels(read_snapshot(run.storage, best.folder)):
         raise RegistrationError(
             f"{info.model_uri} draws other images in a fresh process than "
-            f"{run.storage.path(best.folder)} does here; it was not registered"
+            f"{run.storage.below(best.folder).uri} does here; it was not registered"
         )
     others = {name: sha256 for name, sha256 in other_files(stored).items() if name != SERVED}
     return Logged(info.model_uri, info.model_id, manifest_sha256, others)

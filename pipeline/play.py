@@ -40,6 +40,7 @@ from pipeline.run import Run
 from pipeline.shards import ShardReader
 from pipeline.signals import Listener, Signals, Wish
 
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How far the game came, and whether that is the end."""

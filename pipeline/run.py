@@ -210,7 +210,7 @@ class Run:
         return [(name, self.storage.read(name).decode()) for name in names]
 
     def snapshots(self) -> list[Best]:
-        """Every snapshot that is whole, oldest first, without those of a game that was given up."""
+        """Every snapshot that is whole and counts, oldest first."""
         given_up = rollbacks(self.storage)
         return [kept for kept in self._all_snapshots() if not _is_void(kept, given_up)]
 

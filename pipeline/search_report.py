@@ -23,7 +23,7 @@ def page_of(storage: str, name: str) -> str:
 
     Raises ConfigError where there is no such search.
     """
-    return page_of_ledger(Ledger.at(open_storage(open_storage(storage).path(name))))
+    return page_of_ledger(Ledger.at(open_storage(storage).below(name)))
 
 
 def page_of_ledger(ledger: Ledger, *, result: dict[str, Any] | None = None) -> str:

@@ -79,7 +79,11 @@ class Signals:
     def __init__(self, world: World, listener: Listener | None):
         assert (listener is not None) == world.is_first
         self._world, self._listener = world, listener
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if world.size > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
 
     def before_round(self) -> Wish:

@@ -20,7 +20,7 @@ from gan.networks import build_generator
 from gan.sampling import classes_of, exact, images_of
 
 if TYPE_CHECKING:  # a registered generator carries this file, but not the storage
-    from pipeline.storage import Folder
+    from pipeline.storage import Storage
 
 SCHEMA = 1
 SCORE = re.compile(
@@ -104,7 +104,7 @@ class Snapshot:
         return classes_of(seeds, num_classes=self.num_classes, labels=labels)
 
 
-def write_snapshot(storage: Folder, folder: str, card: SnapshotCard, module: nn.Module) -> None:
+def write_snapshot(storage: Storage, folder: str, card: SnapshotCard, module: nn.Module) -> None:
     """Publishes weights and card below `folder`, the card last."""
     for name, data in packed(card, module).items():
         storage.write(f"{folder}/{name}", data)
@@ -121,27 +121,27 @@ def packed(card: SnapshotCard, module: nn.Module) -> dict[str, bytes]:
     return {TENSORS: data, CARD: json.dumps(record, indent=1).encode()}
 
 
-def read_card(storage: Folder, folder: str) -> tuple[SnapshotCard, str]:
+def read_card(storage: Storage, folder: str) -> tuple[SnapshotCard, str]:
     """The card of the snapshot below `folder`, and its weights' sha256. Raises ConfigError if it
     is none.
     """
-    return _card(_read(storage, folder, name=CARD), str(storage.path(folder)))
+    return _card(_read(storage, folder, name=CARD), storage.below(folder).uri)
 
 
-def read_snapshot(storage: Folder, folder: str) -> Snapshot:
+def read_snapshot(storage: Storage, folder: str) -> Snapshot:
     """The generator below `folder`, checked against its sha256. Raises ConfigError where it is not
     whole.
     """
     card, weights = (_read(storage, folder, name=name) for name in (CARD, TENSORS))
-    return load_snapshot(card, weights, where=str(storage.path(folder)))
+    return load_snapshot(card, weights, where=storage.below(folder).uri)
 
 
-def _read(storage: Folder, folder: str, *, name: str) -> bytes:
+def _read(storage: Storage, folder: str, *, name: str) -> bytes:
     try:
         return storage.read(f"{folder}/{name}")
     except FileNotFoundError:
         raise ConfigError(
-            [f"there is no snapshot in {storage.path(folder)} (no {name})"]
+            [f"there is no snapshot in {storage.below(folder).uri} (no {name})"]
         ) from None
 
 

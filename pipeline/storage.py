@@ -1,22 +1,118 @@
-"""Named bytes under one root, published whole or not at all."""
+"""Named bytes under one root, in a folder or in a bucket, published whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gan.config import ConfigError
 
 LOCK = "lock"
+PART = ".part"
 UMASK = os.umask(0o022)  # reading it means setting it: once, before there are threads
 os.umask(UMASK)
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+OF_THE_DISK = (*FULL, *REFUSED, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR)
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-class Folder:
+class StorageError(Exception):
+    """The storage failed for good: what was written before is as it was, this write is not there.
+
+    Raised after retries where trying again could help, at once where it could not (no permission,
+    a wrong key, no such bucket); the text says which, and what to do.
+    """
+
+
+class Storage(ABC):
+    """Named bytes under one root. A name is a relative path with '/'; one that points outside
+    raises ValueError. Every method raises StorageError where the storage fails for good.
+    """
+
+    @property
+    @abstractmethod
+    def uri(self) -> str:
+        """Where it is: what `open_storage` takes."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The bytes of `name`. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether `name` was published."""
+
+    @abstractmethod
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all published files below the folder `prefix`, sorted."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Publishes `data` as `name`: readers see the old bytes or the new ones, even after a
+        power cut. The last of several writers wins.
+        """
+
+    @abstractmethod
+    def create(self, name: str, data: bytes) -> bool:
+        """Publishes `data` as `name` where there is none: of several writers exactly one wins.
+
+        True where `data` stands there now, False where other bytes do. Writers that must not be
+        taken for each other put something of their own into the bytes.
+        """
+
+    @abstractmethod
+    @contextmanager
+    def publishing(self, name: str) -> Iterator[Path]:
+        """Gives a temporary path to write to; publishes it as `name` when the block ends well."""
+        yield Path()
+
+    @abstractmethod
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A file of this machine with the bytes of `name`, to read within the block.
+
+        Raises FileNotFoundError.
+        """
+        yield Path()
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Removes `name` if it is there."""
+
+    @abstractmethod
+    def below(self, prefix: str) -> Storage:
+        """The storage whose root is the folder `prefix` of this one."""
+
+    @abstractmethod
+    def beside(self, name: str) -> Storage:
+        """The storage `name` in the folder that this one is in."""
+
+    @abstractmethod
+    def sweep(self) -> list[str]:
+        """Removes what writers that were killed left unfinished, and says what it was.
+
+        Only for who alone writes here: it ends a write that is under way too.
+        """
+
+    @abstractmethod
+    @contextmanager
+    def locked(self, refusal: str) -> Iterator[None]:
+        """Holds the storage for one process of this machine. Raises ConfigError with `refusal`
+        where another one has it.
+        """
+        yield
+
+
+class Folder(Storage):
     """A folder of the file system (a shared one, where several nodes take part)."""
 
     def __init__(self, root: str | Path):
@@ -24,7 +120,6 @@ class Folder:
 
     @property
     def uri(self) -> str:
-        """Where it is, absolute."""
         return str(self.root)
 
     def path(self, name: str) -> Path:
@@ -35,63 +130,101 @@ class Folder:
         return path
 
     def read(self, name: str) -> bytes:
-        """The bytes of `name`. Raises FileNotFoundError."""
-        return self.path(name).read_bytes()
+        path = self.path(name)
+        with _told(path):
+            return path.read_bytes()
 
     def exists(self, name: str) -> bool:
-        """Whether `name` was published."""
-        return self.path(name).is_file()
+        path = self.path(name)
+        with _told(path):
+            return path.is_file()
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of all published files below the folder `prefix`, sorted."""
+        def stop(error: OSError) -> None:
+            if not isinstance(error, ABSENT):  # a folder may go while we look
+                raise _storage_error(error, top)
+
         top = self.path(prefix) if prefix else self.root
-        files = (p for p in top.rglob("*") if p.is_file() and not p.name.endswith(".part"))
-        return sorted(p.relative_to(self.root).as_posix() for p in files)
+        found = []
+        for folder, _, files in os.walk(top, onerror=stop):
+            place = Path(folder).relative_to(self.root)
+            found += [(place / file).as_posix() for file in files if not file.endswith(PART)]
+        return sorted(found)
 
     def write(self, name: str, data: bytes) -> None:
-        """Publishes `data` as `name`: readers see the old bytes or the new ones, even after a
-        power cut.
-        """
-        with self.publishing(name) as part:
+        with self._publishing(name, num_bytes=len(data)) as part:
             part.write_bytes(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        target = self.path(name)
+        while True:
+            with self._part(target, num_bytes=len(data)) as part:
+                part.write_bytes(data)
+                _finish(part)
+                try:
+                    os.link(part, target)
+                except FileExistsError:
+                    pass
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    raise StorageError(
+                        f"{self.root} lies on a file system without hard links, and what only one "
+                        f"of several writers may make is made with them; use another storage"
+                    ) from error
+                else:
+                    _sync_folder(target.parent)
+                    return True
+            try:
+                return self.read(name) == data
+            except FileNotFoundError:
+                if os.path.lexists(target):
+                    raise StorageError(f"{target} is in the way: it is no file") from None
 
     @contextmanager
     def publishing(self, name: str) -> Iterator[Path]:
-        """Gives a temporary path to write to; publishes it as `name` when the block ends well."""
-        target = self.path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.name}-", suffix=".part"
-        )
-        os.close(handle)
-        try:
-            yield Path(part)
-            with open(part, "rb") as written:
-                os.fsync(written.fileno())
-            os.chmod(part, 0o666 & ~UMASK)
-            os.replace(part, target)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+        with self._publishing(name) as part:
+            yield part
 
     @contextmanager
-    def locked(self, refusal: str) -> Iterator[None]:
-        """Holds the folder for one process of this machine. Raises ConfigError with `refusal`
-        where another one has it.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.path(LOCK), "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError([refusal]) from None
-            yield
+    def _publishing(self, name: str, *, num_bytes: int | None = None) -> Iterator[Path]:
+        target = self.path(name)
+        with self._part(target, num_bytes=num_bytes) as part:
+            yield part
+            _finish(part)
+            os.replace(part, target)
+            _sync_folder(target.parent)
+
+    @contextmanager
+    def _part(self, target: Path, *, num_bytes: int | None) -> Iterator[Path]:
+        """A temporary file beside the target, gone at the end; says what a full disk lacks."""
+        part = _new_part(target)
+        try:
+            yield part
+        except OSError as error:
+            ours = error.filename in (None, str(part), str(target))
+            if error.errno not in OF_THE_DISK or not ours:
+                raise  # of what the caller does in the block
+            raise _storage_error(error, target, part, num_bytes) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        path = self.path(name)
+        if not self.exists(name):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        yield path
 
     def delete(self, name: str) -> None:
         """Removes `name` if it is there, and folders that it leaves empty."""
         path = self.path(name)
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink()
+        except ABSENT:
+            pass
+        except OSError as error:
+            raise _storage_error(error, path) from error
         for parent in path.parents:
             if parent == self.root:
                 return
@@ -102,14 +235,47 @@ class Folder:
             except OSError:  # not empty
                 return
 
+    def below(self, prefix: str) -> Folder:
+        return Folder(self.path(prefix))
 
-def open_storage(uri: str | Path) -> Folder:
-    """The storage at `uri`. Raises ConfigError for a kind that is not supported."""
-    if "://" in str(uri):
+    def beside(self, name: str) -> Folder:
+        return Folder(self.root.parent / name)
+
+    def sweep(self) -> list[str]:
+        left = [p for p in self.root.rglob(f".*{PART}") if p.is_file()]
+        for path in left:
+            with _told(path):
+                path.unlink(missing_ok=True)
+        return sorted(path.relative_to(self.root).as_posix() for path in left)
+
+    @contextmanager
+    def locked(self, refusal: str) -> Iterator[None]:
+        with _told(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        with flocked(self.path(LOCK), refusal):
+            yield
+
+
+def open_storage(uri: str | Path) -> Storage:
+    """The storage at `uri`: a folder, or s3://bucket/prefix (boto3: its address and secrets come
+    from AWS's usual places, such as AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID).
+
+    Nothing is asked of it yet. Raises ConfigError for a kind that is not supported.
+    """
+    scheme, colon, rest = str(uri).partition("://")
+    if not colon:
+        return Folder(uri)
+    bucket, _, prefix = rest.partition("/")
+    if scheme != "s3" or not bucket:
         raise ConfigError(
-            [f"storage must be a folder that every node sees (no s3:// yet), got {str(uri)!r}"]
+            [f"storage must be a folder that every node sees or s3://bucket/prefix, got {uri!s}"]
         )
-    return Folder(uri)
+    from pipeline.bucket import Bucket  # boto3 takes a while to import
+
+    try:
+        return Bucket(bucket, prefix)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
 
 
 def download_object(uri: str) -> bytes:
@@ -117,16 +283,94 @@ def download_object(uri: str) -> bytes:
 
     Raises ConfigError where it cannot be had.
     """
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    place, _, name = uri.rpartition("/")
     try:
-        # A session of its own: the shared one keeps secrets that have changed since.
-        client = boto3.Session().client("s3")
-        return client.get_object(Bucket=bucket, Key=key)["Body"].read()
-    except (BotoCoreError, ClientError) as error:
+        return open_storage(place).read(name)
+    except (FileNotFoundError, StorageError) as error:
         raise ConfigError([f"{uri} cannot be read: {error}"]) from None
+
+
+def inside(name: str, root: str) -> str:
+    """`name` without detours. Raises ValueError for one that points outside of `root`."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} lies outside {root}")
+    return "" if path == PurePosixPath() else path.as_posix()
+
+
+@contextmanager
+def flocked(path: Path, refusal: str) -> Iterator[None]:
+    """Holds the lock file `path`. Raises ConfigError with `refusal` where another process does."""
+    with _told(path):
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError([refusal]) from None
+        yield
+
+
+def full_disk(error: OSError, folder: Path, num_bytes: int | None) -> str | None:
+    """What a full disk lacks, in words; None for another error."""
+    if error.errno not in FULL:
+        return None
+    free = shutil.disk_usage(folder).free
+    need = "more is" if num_bytes is None else f"{num_bytes:,} bytes are"
+    quota = " (a quota is reached)" if error.errno == errno.EDQUOT else ""
+    return f"the disk of {folder} is full{quota}: {need} needed, {free:,} bytes are free"
+
+
+def _new_part(target: Path) -> Path:
+    """An empty temporary file in the target's folder, which is made where it is missing."""
+    while True:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(
+                dir=target.parent, prefix=f".{target.name}-", suffix=PART
+            )
+        except FileNotFoundError:
+            continue  # another process deleted the folder's last file, and the folder with it
+        except OSError as error:
+            raise _storage_error(error, target) from error
+        os.close(handle)
+        return Path(part)
+
+
+def _finish(part: Path) -> None:
+    """Brings a written file to the disk, readable for whom the umask lets."""
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    part.chmod(0o666 & ~UMASK)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What is not there raises FileNotFoundError, any other error of the disk StorageError."""
+    try:
+        yield
+    except ABSENT as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    except OSError as error:
+        raise _storage_error(error, path) from error
+
+
+def _storage_error(
+    error: OSError, path: Path, part: Path | None = None, num_bytes: int | None = None
+) -> StorageError:
+    if error.errno in FULL:
+        if num_bytes is None and part is not None:
+            num_bytes = part.stat().st_size + 1  # at least
+        folder = next(p for p in path.parents if p.is_dir())
+        full = full_disk(error, folder, num_bytes)
+        return StorageError(f"{path} was not written: {full}; make room, then go on")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in REFUSED:
+        return StorageError(
+            f"no permission for {path} ({reason}); let user {os.getuid()} read and write there, "
+            f"or choose another storage"
+        )
+    return StorageError(f"{path}: {reason}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ once, with its time fixed when it was journalled, and MLflow takes the same poin
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -182,7 +183,7 @@ class Tracker:
                 import numpy as np
                 from PIL import Image
 
-                with Image.open(self.run.storage.path(str(line.picture))) as picture:
+                with Image.open(io.BytesIO(self.run.storage.read(str(line.picture)))) as picture:
                     pixels = np.asarray(picture.convert("RGB"))
                 self.client.log_image(
                     self.run_id, pixels, key=PICTURES, step=line.nimg, timestamp=line.time_ms

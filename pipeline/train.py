@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from gan.config import ConfigError, check_sample
-from pipeline.attempts import TrainingError, play_on_ray
 from pipeline.backend import Backend, backend
 from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import check_address, connected
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
+from pipeline.fits import TrainingError, play_on_ray
+from pipeline.journal import JournalLine
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
-from pipeline.journal import JournalLine
 from pipeline.run import Run, free_name, now_ms
 from pipeline.shards import verify_shards
 from pipeline.storage import open_storage

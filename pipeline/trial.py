@@ -5,6 +5,7 @@ workers of its own.
 from __future__ import annotations
 
 import gc
+import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -76,10 +77,15 @@ def _play(ledger: Ledger, trial: Trial, run: Run) -> dict[str, Any]:
     job = job_of(run, shards, until_nimg=trial.until_nimg)
     if cluster.max_workers == 1:
         return played(job, device=gpu_of_this_process())
-    folder = str(ledger.storage.path("ray"))
-    nested = trainer(
-        work, job, cluster=cluster, name=run.name, folder=folder, max_failures=cluster.max_failures
-    ).fit()
+    with tempfile.TemporaryDirectory(prefix="forger-ray-") as folder:  # nobody reads it again
+        nested = trainer(
+            work,
+            job,
+            cluster=cluster,
+            name=run.name,
+            folder=folder,
+            max_failures=cluster.max_failures,
+        ).fit()
     assert isinstance(nested.return_value, dict)
     return nested.return_value
 

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from ray.tune.search import Searcher
 from pipeline.course import Course, Ending
 from pipeline.trial import play_trial
 
-RAY_FOLDER = "ray"
 MAX_REASON = 300
 
 for noisy in ("ray.tune", "ray.air", "ray.train"):
@@ -39,7 +39,7 @@ def run_trials(course: Course) -> None:
     """
     ledger = course.ledger
     cluster = ledger.experiment.cluster
-    storage = ledger.storage.path(RAY_FOLDER)
+    records = tempfile.mkdtemp(prefix="forger-tune-")  # Ray's; nobody reads them again
     tuner = tune.Tuner(
         tune.with_resources(
             functools.partial(play_trial, search=ledger.storage.uri), trial_resources(cluster)
@@ -54,7 +54,7 @@ def run_trials(course: Course) -> None:
         run_config=tune.RunConfig(
             # A name of its own: Ray takes one that it knows for a search to resume.
             name=f"{ledger.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(storage),
+            storage_path=records,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
         ),
@@ -62,7 +62,7 @@ def run_trials(course: Course) -> None:
     try:
         tuner.fit()
     finally:
-        shutil.rmtree(storage, ignore_errors=True)
+        shutil.rmtree(records, ignore_errors=True)
 
 
 class _Next(Searcher):

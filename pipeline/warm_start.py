@@ -10,7 +10,7 @@ from pipeline.experiment import Experiment
 from pipeline.first_points import Earlier
 from pipeline.ledger import RECORD, Ledger
 from pipeline.search_config import NAME
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import Storage, open_storage
 
 
 def earlier_trials(experiment: Experiment, shards: ShardSet) -> list[Earlier]:
@@ -39,7 +39,7 @@ def earlier_trials(experiment: Experiment, shards: ShardSet) -> list[Earlier]:
     return found
 
 
-def _search_at(root: Folder, name: str) -> Ledger:
+def _search_at(root: Storage, name: str) -> Ledger:
     """The search of this name. Raises ConfigError where there is none."""
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -52,7 +52,7 @@ def _search_at(root: Folder, name: str) -> Ledger:
                 f"{name}/{RECORD}); correct the name, or leave it out"
             ]
         )
-    return Ledger.at(open_storage(root.path(name)))
+    return Ledger.at(root.below(name))
 
 
 def _check_comparable(other: Ledger, experiment: Experiment, shards: ShardSet) -> None:

@@ -139,7 +139,7 @@ def forger_search(folder: Path, data: ShardSet, kimg: float) -> None:
         best = ledger.run_of(trial).best() if ledger.has_run(trial) else None
         if best is not None:
             file = f"trial-{trial.number}.npy"
-            np.save(folder / file, draw(ledger.run_of(trial).storage.path(best.folder)))
+            np.save(folder / file, draw(Path(ledger.run_of(trial).storage.below(best.folder).uri)))
             members.append(
                 {"file": file, "chosen": trial is winner,
                  "told": {"generation": trial.generation, **trial.settings}}

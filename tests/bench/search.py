@@ -95,7 +95,7 @@ def compare(data: str, folder: Path, *, seed: int = 0) -> None:
 def seeds(data: str, folder: Path, name: str) -> None:
     """The winner of search `name` and the file's own settings, trained with five seeds each."""
     ledger = Ledger.at(Folder(folder / "runs" / name))
-    winner = load_experiment(ledger.storage.path("best.toml")).experiment
+    winner = load_experiment(folder / "runs" / name / "best.toml").experiment
     base = dataclasses.replace(ledger.experiment, search=None)
     found: dict[str, list[float]] = {}
     for who, experiment in (("the file's own", base), (f"winner of {name}", winner)):

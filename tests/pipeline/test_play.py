@@ -167,7 +167,7 @@ def test_a_run_paused_anywhere_ends_with_the_weights_of_the_undisturbed_one(
 def test_a_run_that_died_between_checkpoints_replays_without_double_lines(
     stripes, tmp_path, undisturbed, monkeypatch, rounds
 ):
-    """It dies at a tick that was journalled past the newest checkpoint, or in the middle of one."""
+    """It dies at a tick that was journalled past a checkpoint, or in the middle of one."""
     run = Run.open("dead", small_experiment(stripes, tmp_path, name="dead"), stripes)
 
     class Deadly(Listener):

@@ -46,5 +46,5 @@ def test_names_stay_inside_the_root(tmp_path, name):
 
 
 def test_kinds_that_are_not_supported_are_refused():
-    with pytest.raises(ConfigError, match="s3://bucket/runs"):
-        open_storage("s3://bucket/runs")
+    with pytest.raises(ConfigError, match="gs://bucket/runs"):
+        open_storage("gs://bucket/runs")
