@@ -1,29 +1,111 @@
-"""A data set on disk: checksummed Arrow shards of raw uint8 images, and an index that names them.
+"""Writes and reads data sets: checksummed Arrow shards of uint8 images, and an index naming them.
 
-A shard is an Arrow IPC file of one record batch with the columns `image` (fixed-size binary:
-height x width x channels bytes) and `label` (int64, -1 where there is none). The index is
-published last, so a half-written set has none. Any Arrow reader opens the shards without Forger.
+A shard is an Arrow IPC file of one record batch with the columns `image` (raw pixels as fixed-size
+binary, height x width x channels bytes; or PNG, WebP or JPEG bytes as binary) and `label` (int64,
+-1 where there is none). The index is published last, so a half-written set has none. Any Arrow
+reader opens the shards without Forger.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from gan.config import ConfigError
-from pipeline.dataset import INDEX, SCHEMA, Shard, ShardSet, open_shards
-from pipeline.storage import Folder, open_storage
+from pipeline.arrow_files import open_raw
+from pipeline.dataset import Encoding, ShardSet
+from pipeline.parts import (
+    Part,
+    file_sha256,
+    finished_parts,
+    forget_parts,
+    publish_parts,
+    write_part,
+)
+from pipeline.storage import open_storage
 
-SHARD_BYTES = 64 * 2**20
+SHARD_BYTES = 64 * 2**20  # of pixels, before they are encoded
+
+
+class ShardWriter:
+    """Writes a set in one stream, a shard at a time; what was finished before a kill is kept.
+
+    A writer of the same `plan` goes on after the shards that are there: `num_images` of them, and
+    `notes` say where its caller stood. Memory holds one shard.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        encoding: Encoding = "raw",
+        plan: Any = None,
+        shard_bytes: int | None = None,
+    ):
+        self.encoding: Encoding = encoding
+        self.plan = plan
+        self._storage = open_storage(uri)
+        self._shard_bytes = shard_bytes or SHARD_BYTES
+        self._images: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._held = 0
+        found = finished_parts(self._storage, plan=plan)
+        self._parts: list[Part] = []
+        while len(self._parts) in found:
+            self._parts.append(found[len(self._parts)])
+
+    @property
+    def num_images(self) -> int:
+        """Images in finished shards."""
+        return sum(part.shard.num_images for part in self._parts)
+
+    @property
+    def notes(self) -> list[Any]:
+        """The notes of the finished shards, in order."""
+        return [part.note for part in self._parts]
+
+    def add(
+        self, images: np.ndarray, labels: Sequence[int] | np.ndarray, *, note: Any = None
+    ) -> bool:
+        """Adds uint8 images (n, h, w, c) and their labels (n,), -1 where there is none.
+
+        True where this finished a shard: it ends with the last of these images, and `note` (plain
+        JSON) is kept with it.
+        """
+        self._images.append(images)
+        self._labels.append(np.asarray(labels, np.int64))
+        self._held += len(images)
+        if self._held and self._held >= max(1, self._shard_bytes // images[0].nbytes):
+            self._cut(note)
+            return True
+        return False
+
+    def _cut(self, note: Any) -> None:
+        part = write_part(
+            self._storage,
+            len(self._parts),
+            np.concatenate(self._images),
+            np.concatenate(self._labels),
+            encoding=self.encoding,
+            plan=self.plan,
+            note=note,
+        )
+        self._parts.append(part)
+        self._images, self._labels, self._held = [], [], 0
+
+    def finish(self, *, classes: tuple[str, ...], origin: Mapping[str, Any]) -> ShardSet:
+        """Writes what is left, publishes the index and returns the set.
+
+        Raises ConfigError where there are no images, or another set is already there.
+        """
+        if self._held:
+            self._cut(None)
+        return publish_parts(
+            self._storage, self._parts, classes=classes, encoding=self.encoding, origin=origin
+        )
 
 
 def write_shards(
@@ -31,101 +113,21 @@ def write_shards(
     images: Iterable[tuple[np.ndarray, int]],
     *,
     classes: tuple[str, ...],
-    origin: dict[str, Any],
+    origin: Mapping[str, Any],
+    encoding: Encoding = "raw",
 ) -> ShardSet:
     """Writes (uint8 image (h, w, c), label or -1) pairs as shards, index last, and returns the
-    set.
+    set; anew, whatever an interrupted writer left.
 
     `origin` is stored as it stands once the images are through. Raises ConfigError where there are
     none.
     """
     storage = open_storage(uri)
-    stream = iter(images)
-    try:
-        first = next(stream)
-    except StopIteration:
-        raise ConfigError(["none of the images could be used, see the log"]) from None
-    size, _, channels = first[0].shape
-    digest = hashlib.sha256(f"{size} {channels} {len(classes)}".encode())
-    per_shard = max(1, SHARD_BYTES // first[0].nbytes)
-    shards: list[Shard] = []
-    rows = [first, *islice(stream, per_shard - 1)]
-    while rows:
-        for image, label in rows:
-            digest.update(
-                hashlib.sha256(image.tobytes() + label.to_bytes(8, "big", signed=True)).digest()
-            )
-        shards.append(_write_shard(storage, len(shards), rows))
-        rows = list(islice(stream, per_shard))
-    result = ShardSet(
-        uri=storage.uri,
-        num_images=sum(shard.num_images for shard in shards),
-        image_size_px=size,
-        channels=channels,
-        classes=classes,
-        digest=digest.hexdigest(),
-        shards=tuple(shards),
-        origin=origin,
-    )
-    _publish(storage, result)
-    return result
-
-
-def _publish(storage: Folder, result: ShardSet) -> None:
-    """Puts the index in place, unless another set is already there."""
-    if storage.exists(INDEX):
-        old = open_shards(storage.uri)
-        if old.digest != result.digest:
-            for file in {s.file for s in result.shards} - {s.file for s in old.shards}:
-                storage.delete(file)
-            raise ConfigError(
-                [
-                    f"{storage.uri} already holds another data set ({old.num_images} images, "
-                    f"digest {old.digest[:12]}); choose another folder or delete that one"
-                ]
-            )
-    index = {"schema": SCHEMA, **asdict(result)}
-    del index["uri"]
-    storage.write(INDEX, json.dumps(index, indent=1).encode())
-
-
-def _write_shard(storage: Folder, number: int, rows: list[tuple[np.ndarray, int]]) -> Shard:
-    pixels = b"".join(image.tobytes() for image, _ in rows)
-    column = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(rows[0][0].nbytes), len(rows), [None, pa.py_buffer(pixels)]
-    )
-    labels = pa.array([label for _, label in rows], pa.int64())
-    batch = pa.record_batch({"image": column, "label": labels})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    data = sink.getvalue()
-    sha256 = hashlib.sha256(data).hexdigest()
-    # Named after its content, so that preparing again never writes over a shard in use.
-    name = f"shard-{number:05d}-{sha256[:12]}.arrow"
-    if not (storage.exists(name) and _sha256(storage.path(name)) == sha256):
-        storage.write(name, data.to_pybytes())
-    return Shard(name, len(rows), sha256)
-
-
-def read_table(path: Any) -> dict[str, Any]:
-    """The columns of a Parquet file: fixed-size binary as uint8 (n, bytes), others as Python
-    lists.
-    """
-    table = pq.read_table(path)
-    columns: dict[str, Any] = {}
-    for name in table.column_names:
-        values = table.column(name).to_pylist()
-        is_bytes = pa.types.is_fixed_size_binary(table.schema.field(name).type)
-        columns[name] = (
-            np.array([np.frombuffer(v, np.uint8) for v in values]) if is_bytes else values
-        )
-    return columns
-
-
-def _sha256(path: Any) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    forget_parts(storage)
+    writer = ShardWriter(uri, encoding=encoding)
+    for image, label in images:
+        writer.add(image[None], [label])
+    return writer.finish(classes=classes, origin=origin)
 
 
 def verify_shards(shards: ShardSet) -> None:
@@ -137,7 +139,7 @@ def verify_shards(shards: ShardSet) -> None:
     for shard in shards.shards:
         if not storage.exists(shard.file):
             mistakes.append(f"{storage.path(shard.file)} is missing")
-        elif _sha256(storage.path(shard.file)) != shard.sha256:
+        elif file_sha256(storage.path(shard.file)) != shard.sha256:
             mistakes.append(
                 f"{storage.path(shard.file)} is damaged (its sha256 differs from the index)"
             )
@@ -154,13 +156,10 @@ class ShardReader:
         self._starts = np.cumsum([0] + [shard.num_images for shard in shards.shards])
         self._images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
-        size, channels = shards.image_size_px, shards.channels
         for shard in shards.shards:
-            with pa.memory_map(str(storage.path(shard.file))) as source:
-                batch = pa.ipc.open_file(source).get_batch(0)
-            pixels = np.frombuffer(batch.column("image").buffers()[1], np.uint8)
-            self._images.append(pixels.reshape(shard.num_images, size, size, channels))
-            labels.append(batch.column("label").to_numpy())
+            raw = open_raw(storage.path(shard.file), shards.shape)
+            self._images.append(raw.images)
+            labels.append(raw.labels)
         self._labels = np.concatenate(labels)
 
     def take(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
