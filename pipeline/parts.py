@@ -25,7 +25,7 @@ from pipeline.dataset import (
     open_shards,
     shard_of,
 )
-from pipeline.storage import Folder
+from pipeline.storage import Storage
 
 UNFINISHED = "unfinished"  # records of the finished shards of a set that is being written
 
@@ -42,7 +42,7 @@ class Part:
 
 
 def write_part(
-    storage: Folder,
+    storage: Storage,
     number: int,
     images: np.ndarray,
     labels: np.ndarray,
@@ -85,7 +85,7 @@ def write_part(
         note=note,
         digests=b"".join(map(_digest, images, labels.tolist())),
     )
-    if not (storage.exists(shard.file) and file_sha256(storage.path(shard.file)) == sha256):
+    if not _stands(storage, shard):  # files that may be in use are left alone
         storage.write(shard.file, data)
     said = {"plan": plan, "shape": part.shape, "note": note, "shard": asdict(shard)}
     storage.write(_record(number), json.dumps(said).encode() + b"\n" + part.digests)
@@ -100,7 +100,7 @@ def _record(number: int) -> str:
     return f"{UNFINISHED}/{number:06d}"
 
 
-def finished_parts(storage: Folder, *, plan: Any = None) -> dict[int, Part]:
+def finished_parts(storage: Storage, *, plan: Any = None) -> dict[int, Part]:
     """The parts of `plan` that were finished before their writer ended, by number."""
     parts = {}
     for name in storage.names(UNFINISHED):
@@ -120,7 +120,7 @@ def finished_parts(storage: Folder, *, plan: Any = None) -> dict[int, Part]:
 
 
 def publish_parts(
-    storage: Folder,
+    storage: Storage,
     parts: Sequence[Part],
     *,
     classes: tuple[str, ...],
@@ -155,7 +155,7 @@ def publish_parts(
     return result
 
 
-def forget_parts(storage: Folder) -> None:
+def forget_parts(storage: Storage) -> None:
     """Drops the records of finished parts; shards that no index names stay as they are."""
     for name in storage.names(UNFINISHED):
         storage.delete(name)
@@ -169,21 +169,31 @@ def _with_classes(shard: Shard, num_classes: int) -> Shard:
     return replace(shard, class_counts=spread or None)
 
 
-def _publish(storage: Folder, result: ShardSet) -> None:
+def _publish(storage: Storage, result: ShardSet) -> None:
     """Puts the index in place, unless another set is already there."""
-    if storage.exists(INDEX):
-        old = open_shards(storage.uri)
-        if old.digest != result.digest:
-            for file in {s.file for s in result.shards} - {s.file for s in old.shards}:
-                storage.delete(file)
-            forget_parts(storage)
-            raise ConfigError(
-                [
-                    f"{storage.uri} already holds another data set ({old.num_images} images, "
-                    f"digest {old.digest[:12]}); choose another folder or delete that one"
-                ]
-            )
-    storage.write(INDEX, index_of(result))
+    index = index_of(result)
+    if storage.create(INDEX, index):
+        return
+    old = open_shards(storage.uri)
+    if old.digest == result.digest:
+        storage.write(INDEX, index)  # the same images, by other shards or from elsewhere
+        return
+    for file in {s.file for s in result.shards} - {s.file for s in old.shards}:
+        storage.delete(file)
+    forget_parts(storage)
+    raise ConfigError(
+        [
+            f"{storage.uri} already holds another data set ({old.num_images} images, "
+            f"digest {old.digest[:12]}); choose another place or delete that one"
+        ]
+    )
+
+
+def _stands(storage: Storage, shard: Shard) -> bool:
+    if not storage.exists(shard.file):
+        return False
+    with storage.local(shard.file) as path:
+        return file_sha256(path) == shard.sha256
 
 
 def file_sha256(path: Path) -> str:

@@ -10,13 +10,11 @@ what was half fetched is written over or evicted.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import logging
 import os
 import queue
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +25,7 @@ from gan.config import ConfigError
 from pipeline.arrow_files import raw_shard, read_encoded
 from pipeline.codecs import decode_all
 from pipeline.dataset import Shard, ShardSet
-from pipeline.storage import Folder
+from pipeline.storage import Storage, StorageError, full_disk
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +54,24 @@ class ShardCache:
         self.root = root or cache_folder("shards")
         self.limit_bytes = limit_bytes
 
-    def path(self, storage: Folder, shards: ShardSet, shard: Shard) -> Path:
+    def path(self, storage: Storage, shards: ShardSet, shard: Shard) -> Path:
         """The file of a shard's raw pixels, fetched and verified where it is not there yet.
 
         It may be removed at any time; who has it mapped keeps it. Raises ConfigError naming a
-        shard that is missing or damaged.
+        shard that is missing or damaged, and StorageError where it cannot be had or kept.
         """
         path = self.root / f"{shard.sha256}.arrow"
         if self._used(path):
             return path
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.joinpath("locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._readable(error, 0) from None
         with self._locked(shard.sha256[:2]):  # another process may be fetching it
             if not self._used(path):
                 try:
                     self._fetch(storage, shards, shard, path)
-                except OSError as error:
+                except OSError as error:  # of this disk: a storage raises StorageError
                     raise self._readable(error, raw_bytes(shards, shard.num_images)) from None
         return path
 
@@ -82,7 +83,7 @@ class ShardCache:
         """Whether a shard's file is there."""
         return (self.root / f"{shard.sha256}.arrow").exists()
 
-    def _fetch(self, storage: Folder, shards: ShardSet, shard: Shard, path: Path) -> None:
+    def _fetch(self, storage: Storage, shards: ShardSet, shard: Shard, path: Path) -> None:
         data = _verified(storage, shard)
         if shards.encoding != "raw":
             data = _decoded(data, storage, shards, shard)
@@ -137,24 +138,17 @@ class ShardCache:
 
     def _lock_file(self, name: str) -> Path:
         """One of 257, kept for good: removing a lock while others wait for it would break it."""
-        folder = self.root / "locks"
-        folder.mkdir(exist_ok=True)
-        return folder / name
+        return self.root / "locks" / name
 
-    def _readable(self, error: OSError, needed: int) -> ConfigError:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return ConfigError([f"shards cannot be kept in {self.root}: {error}"])
-        free = shutil.disk_usage(self.root).free
-        return ConfigError(
-            [
-                f"the disk of the shard cache {self.root} is full: {free / 1e6:.0f} MB free, "
-                f"{needed / 1e6:.0f} MB needed; lower data.cache_gb, make room, or set "
-                f"XDG_CACHE_HOME to a larger disk"
-            ]
+    def _readable(self, error: OSError, needed: int) -> StorageError:
+        said = full_disk(error, self.root, needed) or str(error)
+        return StorageError(
+            f"shards cannot be kept in {self.root}: {said}; make room, lower data.cache_gb, or "
+            f"set XDG_CACHE_HOME to a folder of a larger disk"
         )
 
 
-def _verified(storage: Folder, shard: Shard) -> bytes:
+def _verified(storage: Storage, shard: Shard) -> bytes:
     """The bytes of a published shard. Raises ConfigError where they are not what was published."""
     for _ in range(2):  # once more: it may have been damaged on its way only
         try:
@@ -174,7 +168,7 @@ def _verified(storage: Folder, shard: Shard) -> bytes:
     )
 
 
-def _decoded(data: bytes, storage: Folder, shards: ShardSet, shard: Shard) -> bytes:
+def _decoded(data: bytes, storage: Storage, shards: ShardSet, shard: Shard) -> bytes:
     """A shard of encoded images as one of raw pixels."""
     encoded, labels = read_encoded(data)
     try:
@@ -197,7 +191,7 @@ def _decoded(data: bytes, storage: Folder, shards: ShardSet, shard: Shard) -> by
 class Fetchers:
     """A few threads that fill a cache ahead of time, in the order in which shards are named."""
 
-    def __init__(self, cache: ShardCache, storage: Folder, shards: ShardSet):
+    def __init__(self, cache: ShardCache, storage: Storage, shards: ShardSet):
         self._cache, self._storage, self._shards = cache, storage, shards
         self._todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._named: dict[int, None] = {}

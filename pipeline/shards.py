@@ -29,7 +29,7 @@ from pipeline.parts import (
     write_part,
 )
 from pipeline.shard_cache import Fetchers, ShardCache, raw_bytes
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import Folder, Storage, open_storage
 from pipeline.verified import read_against_checksums
 
 SHARD_BYTES = 64 * 2**20  # of pixels, before they are encoded
@@ -168,7 +168,7 @@ class ShardReader:
         shards: ShardSet,
         *,
         cache_gb: float = CACHE_GB,
-        storage: Folder | None = None,
+        storage: Storage | None = None,
         cache: ShardCache | None = None,
     ):
         self.shards = shards
@@ -267,11 +267,11 @@ class ShardReader:
     def _opened(self, number: int) -> _Map:
         shard = self.shards.shards[number]
         while True:
-            path = (
-                self._storage.path(shard.file)
-                if self._cache is None
-                else self._cache.path(self._storage, self.shards, shard)
-            )
+            if self._cache is not None:
+                path = self._cache.path(self._storage, self.shards, shard)
+            else:
+                assert isinstance(self._storage, Folder)
+                path = self._storage.path(shard.file)
             try:
                 raw = open_raw(path, self.shards.shape)
             except FileNotFoundError:  # another job needed the room at this very moment
