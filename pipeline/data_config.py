@@ -27,6 +27,11 @@ class DataConfig:
     flip: bool = False  # mirrors every second image, left to right
     cache_gb: float = CACHE_GB  # of this node's disk, for shards that are remote or encoded
 
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Settings that the weights do not depend on."""
+        return PLACES if self.shuffle == "window" else (*PLACES, "lanes", "window")
+
     def __post_init__(self) -> None:
         windowed, weights = self.shuffle == "window", self.class_weights
         check(

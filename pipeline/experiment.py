@@ -21,7 +21,7 @@ from gan.config import (
     TurnsConfig,
     check,
 )
-from pipeline.data_config import PLACES, DataConfig
+from pipeline.data_config import DataConfig
 from pipeline.search_config import SearchConfig
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -247,8 +247,8 @@ class Experiment:
         )
         values = self.to_dict()
         identity = dict(leaves({part: values[part] for part in parts}))
-        for place in PLACES:  # the digest of the data counts, not its place
-            identity.pop(f"data.{place}")
+        for key in self.data.without_effect:  # the digest of the data counts, not its place
+            identity.pop(f"data.{key}")
         if "batch" not in (self.generator.norm, self.discriminator.norm):
             identity.pop("turns.micro_batch")  # else the statistics depend on it
         return identity

@@ -11,15 +11,14 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import torch
 
-from gan.config import check
 from gan.game import Batch
 from gan.world import World
 from pipeline.class_index import ClassIndex
+from pipeline.data_checks import block_of, check_data, shares_of
 from pipeline.data_config import DataConfig
 from pipeline.dataset import ShardSet
-from pipeline.order import BLOCK_BYTES, FullShuffle, Order, Shuffle, WindowShuffle, flips
+from pipeline.order import FullShuffle, Order, Shuffle, WindowShuffle, flips
 from pipeline.shards import ShardReader
-from pipeline.storage import Folder, open_storage
 
 PLANNED = 8192  # images whose order is computed at once: a batch at a time it would cost more
 BATCHES_AHEAD = 2
@@ -27,70 +26,11 @@ FORESEEN = 2**22  # images, at most, whose shards are asked for ahead of time
 EVERY = 8  # of the images ahead, one in so many is looked at: a shard has thousands
 
 
-def check_data(config: DataConfig, shards: ShardSet) -> None:
-    """Raises ConfigError where this data cannot be played in the order that is asked for."""
-    weights = config.class_weights
-    balanced, classes = config.balance == "classes", shards.num_classes
-    check(
-        (
-            not balanced or classes > 0,
-            "data.balance = 'classes' needs labels, and the data has none",
-        ),
-        (
-            not weights or not balanced or len(weights) == classes,
-            f"data.class_weights must have a number for each of the {classes} classes, "
-            f"got {len(weights)}",
-        ),
-    )
-    if balanced:
-        shares = _shares(config, shards)
-        empty = [
-            name
-            for name, share, count in zip(shards.classes, shares, _counts(shards), strict=True)
-            if share and count == 0
-        ]
-        check((not empty, f"data.class_weights must be 0 for classes without images: {empty}"))
-    if shards.encoding != "raw" or not isinstance(open_storage(shards.uri), Folder):
-        _check_cache(config, shards)
-
-
-def _check_cache(config: DataConfig, shards: ShardSet) -> None:
-    """A cache that is smaller than what is in use at a time would fetch every shard again and
-    again.
-    """
-    shuffle, images = shuffle_of(config, shards), shards.num_images
-    if isinstance(shuffle, WindowShuffle):  # this window, the next, and the blocks they begin in
-        images = min(images, 2 * shuffle.lanes * (shuffle.window + shuffle.block))
-    needed = images * shards.image_bytes / 1e9
-    remedy = "raise it, or lower data.lanes"
-    if config.shuffle == "full":
-        remedy = "raise it, or set data.shuffle = 'window'"
-    check(
-        (
-            needed <= config.cache_gb,
-            f"data.cache_gb must hold what data.shuffle = {config.shuffle!r} has in use at a "
-            f"time, {needed:.3g} GB, got {config.cache_gb:g}; {remedy}",
-        )
-    )
-
-
-def _counts(shards: ShardSet) -> list[int]:
-    """Images of each class, by the index; all present where it does not say."""
-    said = [shard.class_counts for shard in shards.shards if shard.class_counts is not None]
-    if len(said) < len(shards.shards):
-        return [1] * shards.num_classes
-    return np.sum(said, axis=0).tolist()
-
-
-def _shares(config: DataConfig, shards: ShardSet) -> tuple[int, ...]:
-    return config.class_weights or (1,) * shards.num_classes
-
-
 def shuffle_of(config: DataConfig, shards: ShardSet) -> Shuffle:
     """How the images are mixed: by the settings and the size of an image, never by the cluster."""
     if config.shuffle == "full":
         return FullShuffle()
-    block = max(1, BLOCK_BYTES // shards.image_bytes)
+    block = block_of(shards)
     return WindowShuffle(block=block, lanes=config.lanes, window=config.window or block)
 
 
@@ -104,7 +44,7 @@ def order_of(config: DataConfig, reader: ShardReader, *, seed: int) -> Order:
         seed=seed,
         shuffle=shuffle_of(config, shards),
         classes=ClassIndex(reader) if balanced else None,
-        weights=_shares(config, shards) if balanced else (),
+        weights=shares_of(config, shards) if balanced else (),
     )
 
 

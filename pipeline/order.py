@@ -20,7 +20,6 @@ ROUNDS = (
     6  # of the Feistel network; 4 already give a pseudo-random permutation (Luby & Rackoff 1988)
 )
 MULTIPLIER = np.uint64(0xD1342543DE82EF95)  # of a generator mod 2^64 (Steele & Vigna 2021)
-BLOCK_BYTES = 64 * 2**20  # of pixels: what moves as one in a window shuffle, about one shard
 
 
 def permute(numbers: np.ndarray, *, size: int, key: int) -> np.ndarray:

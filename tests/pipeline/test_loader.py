@@ -12,8 +12,9 @@ import torch
 
 from gan.config import ConfigError
 from gan.world import World
+from pipeline.data_checks import check_data
 from pipeline.data_config import DataConfig
-from pipeline.loader import batches, check_data
+from pipeline.loader import batches
 from pipeline.order import FullShuffle, flips
 from pipeline.shards import ShardReader, write_shards
 from tests.conftest import striped_images
