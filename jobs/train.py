@@ -60,6 +60,7 @@ def _print_resolved(loaded: Loaded) -> None:
     it.
     """
     from gan.config import check_sample
+    from pipeline.data_checks import check_data
     from pipeline.dataset import open_shards
 
     section = None
@@ -75,6 +76,7 @@ def _print_resolved(loaded: Loaded) -> None:
         click.echo(f"{shown:<44}# {source}" if source else shown)
     shards = open_shards(loaded.experiment.data.shards)
     check_sample(loaded.experiment.game, shards.sample)
+    check_data(loaded.experiment.data, shards)
     shape = " x ".join(map(str, shards.sample.shape))
     click.echo(
         f"\n{shards.uri}: {shards.num_images} images of {shape}, digest {shards.digest[:12]}"
@@ -89,7 +91,7 @@ def _toml(value: object) -> str:
         if isinstance(value, str)
         else str(value).lower()
         if isinstance(value, bool)
-        else str(value)
+        else str(list(value) if isinstance(value, tuple) else value)
     )
 
 

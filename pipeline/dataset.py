@@ -5,14 +5,17 @@ once.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from gan.config import ConfigError, Sample
 from pipeline.storage import open_storage
 
 INDEX = "index.json"
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 1 is raw pixels only, and says neither bytes nor classes of its shards
+
+Encoding = Literal["raw", "png", "webp", "jpeg"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +25,16 @@ class Shard:
     file: str
     num_images: int
     sha256: str
+    num_bytes: int | None = None  # of the file
+    pixels_sha256: str | None = None  # of its decoded images, where they are encoded
+    class_counts: tuple[int, ...] | None = None  # images of each class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSet:
-    """A prepared data set. `digest` depends on the images, their labels and their order alone."""
+    """A prepared data set. `digest` depends on the images, their labels and their order alone: not
+    on how they are encoded, unless that changes pixels, and not on the sizes of shards.
+    """
 
     uri: str
     num_images: int
@@ -35,6 +43,7 @@ class ShardSet:
     classes: tuple[str, ...]  # names; empty where the images have no labels
     digest: str
     shards: tuple[Shard, ...]
+    encoding: Encoding = "raw"
     origin: dict[str, Any] = field(default_factory=dict)  # source, fit, filter, what was set aside
 
     @property
@@ -47,6 +56,16 @@ class ShardSet:
         """What the players are told of the data."""
         size = self.image_size_px
         return Sample((self.channels, size, size), self.num_classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image, as pixels lie in shards."""
+        return self.image_size_px, self.image_size_px, self.channels
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image's raw pixels."""
+        return self.image_size_px**2 * self.channels
 
 
 def open_shards(uri: str) -> ShardSet:
@@ -63,12 +82,41 @@ def open_shards(uri: str) -> ShardSet:
                 f"make it with `forger prepare`"
             ]
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise ConfigError(
             [f"{storage.uri}/{INDEX} is not valid JSON ({error}); prepare it again"]
         ) from None
-    if index.pop("schema", None) != SCHEMA:
-        raise ConfigError([f"{storage.uri}/{INDEX} is not of schema {SCHEMA}; prepare it again"])
-    index["shards"] = tuple(Shard(**shard) for shard in index["shards"])
-    index["classes"] = tuple(index["classes"])
-    return ShardSet(uri=storage.uri, **index)
+    schema = index.pop("schema", None) if isinstance(index, dict) else None
+    if schema not in READABLE:
+        raise ConfigError(
+            [
+                f"{storage.uri}/{INDEX} is of schema {schema}, not {SCHEMA} or older; "
+                f"prepare it again or use a newer Forger"
+            ]
+        )
+    try:
+        index["shards"] = tuple(shard_of(shard) for shard in index["shards"])
+        index["classes"] = tuple(index["classes"])
+        return ShardSet(uri=storage.uri, **index)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            [f"{storage.uri}/{INDEX} is damaged ({error}); prepare it again"]
+        ) from None
+
+
+def shard_of(values: dict[str, Any]) -> Shard:
+    """A shard as JSON holds it."""
+    counts = values.get("class_counts")
+    return replace(Shard(**values), class_counts=None if counts is None else tuple(counts))
+
+
+def index_of(shards: ShardSet) -> bytes:
+    """The index as it is published: JSON with one shard a line, however many there are."""
+    head = {"schema": SCHEMA, **asdict(shards)}
+    del head["uri"], head["shards"]
+    lines = []
+    for shard in shards.shards:
+        known = {key: value for key, value in asdict(shard).items() if value is not None}
+        lines.append("  " + json.dumps(known))
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    return (text + ',\n "shards": [\n' + ",\n".join(lines) + "\n ]\n}\n").encode()

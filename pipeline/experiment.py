@@ -21,18 +21,12 @@ from gan.config import (
     TurnsConfig,
     check,
 )
+from pipeline.data_config import DataConfig
 from pipeline.search_config import SearchConfig
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OWN_WEIGHTS = ("pixels", "digits", "lite0")  # extractors that take none from elsewhere
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Which prepared data set is played on."""
-
-    shards: str = ""  # the folder that `forger prepare` filled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -303,7 +297,8 @@ class Experiment:
         )
         values = self.to_dict()
         identity = dict(leaves({part: values[part] for part in parts}))
-        identity.pop("data.shards")  # the digest of the data counts, not its place
+        for key in self.data.without_effect:  # the digest of the data counts, not its place
+            identity.pop(f"data.{key}")
         if self.watchdog.action == "rollback":  # its remedies are part of the trajectory
             identity |= dict(leaves({"watchdog": values["watchdog"]}))
         if "batch" not in (self.generator.norm, self.discriminator.norm):

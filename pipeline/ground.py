@@ -13,7 +13,7 @@ from pipeline.dataset import ShardSet, open_shards
 from pipeline.evidence import NUM_GROUPS, Reference
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.extraction import Each, Eye, Features, extract, eye_of, reals
-from pipeline.loader import permute
+from pipeline.order import permute
 from pipeline.protocol import Protocol, protocol_for
 from pipeline.shards import verify_shards
 from pipeline.snapshot import Snapshot

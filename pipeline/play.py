@@ -7,13 +7,14 @@ world wants of it is said there too (a stop request).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gan.game import Game
+from gan.game import Batch, Game
 from gan.health import CODES, Health, Verdict
 from gan.loop import Tick, training
 from gan.world import World
@@ -117,6 +118,7 @@ class _Match:
         self.experiment, self.world = run.experiment, World.current()
         game_is_of = {"seed": self.experiment.seed, "device": device}
         self.game = Game(self.experiment.game, shards.sample, **game_is_of)
+        self.reader = ShardReader(shards, cache_gb=self.experiment.data.cache_gb)
         self.given_up = self._begin_with_what_counts()
         checkpoint = self._agreed_checkpoint()
         if checkpoint is not None:
@@ -172,12 +174,22 @@ class _Match:
         experiment, game = self.experiment, self.game
         game.lr_factor = lr_factor_at(self.given_up, game.nimg)
         stream = batches(
-            ShardReader(self.shards),
+            self.reader,
             seed=order_seed_at(experiment.seed, self.given_up, game.nimg),
             batch_size=experiment.turns.batch_size,
             first_batch=game.num_batches,
             world=self.world,
+            data=experiment.data,
+            device=game.device,
         )
+        with closing(stream):
+            return self._ticks(stream, border, until)
+
+    def _ticks(
+        self, stream: Iterator[Batch], border: int, until: int
+    ) -> tuple[bool, Verdict | None]:
+        """Plays the batches to `border`, tick by tick."""
+        experiment, game = self.experiment, self.game
         stopped = False
         ticks = training(
             game, stream, until_nimg=border, tick_nimg=experiment.tick_nimg, pause=self._pause

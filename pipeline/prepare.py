@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gan.config import ConfigError
-from pipeline.shards import ShardSet, read_table, write_shards
+from pipeline.arrow_files import read_table
+from pipeline.dataset import ShardSet
+from pipeline.shards import write_shards
 
 log = logging.getLogger(__name__)
 

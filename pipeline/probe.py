@@ -42,11 +42,13 @@ def speed_of(experiment: Experiment, shards: ShardSet) -> Speed:
     device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     game = Game(experiment.game, shards.sample, seed=experiment.seed, device=device)
     stream = batches(
-        ShardReader(shards),
+        ShardReader(shards, cache_gb=experiment.data.cache_gb),
         seed=experiment.seed,
         batch_size=experiment.turns.batch_size,
         first_batch=0,
         world=game.world,
+        data=experiment.data,
+        device=device,
     )
     for _ in range(WARM_UP_ROUNDS):
         play_round(game, stream)

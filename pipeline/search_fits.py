@@ -7,6 +7,7 @@ from typing import Any
 from gan.config import ConfigError, Schedule, Steps, check, check_sample
 from gan.moments import MAX_KID_DIM
 from pipeline.bounds import reaching
+from pipeline.data_checks import check_data
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
@@ -29,6 +30,7 @@ def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
         mistakes += error.mistakes
     for found in (
         lambda: check_sample(experiment.game, shards.sample),
+        lambda: check_data(experiment.data, shards),
         lambda: _check_judged(experiment),
         lambda: _check_features(experiment, shards),
         lambda: _check_played(experiment, space, shards),
@@ -46,8 +48,9 @@ def checked_space(experiment: Experiment, shards: ShardSet) -> Space:
 
 
 def _check_played(experiment: Experiment, space: Space | None, shards: ShardSet) -> None:
-    """Networks and conditionings that are drawn must fit the data too, also those that come into
-    play only with others. Each mistake is told once, of the value that needs the fewest others.
+    """Networks, conditionings and orders that are drawn must fit the data too, also those that
+    come into play only with others. Each mistake is told once, of the value that needs the fewest
+    others.
     """
     if space is None:
         return
@@ -68,6 +71,7 @@ def _misfits(experiment: Experiment, shards: ShardSet) -> tuple[str, ...]:
     """Why these players cannot play on this data."""
     try:
         check_sample(experiment.game, shards.sample)
+        check_data(experiment.data, shards)
     except ConfigError as error:
         return error.mistakes
     return ()

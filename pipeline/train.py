@@ -16,6 +16,7 @@ from gan.config import ConfigError, check_sample
 from pipeline.backend import Backend, backend
 from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import check_address, connected
+from pipeline.data_checks import check_data
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
@@ -70,6 +71,7 @@ def train(
     """
     shards = open_shards(experiment.data.shards)
     check_sample(experiment.game, shards.sample)
+    check_data(experiment.data, shards)
     configured_extractor(experiment.evaluate, shards.sample.shape)
     verify_shards(shards)
     where = backend(experiment.cluster.storage)

@@ -21,7 +21,7 @@ from gan.features import Classifier, Extractor, classifier_features
 from gan.randomness import derive_seed, generator
 from pipeline.dataset import ShardSet
 from pipeline.extractor_plugins import EXTRACTOR_NAME, described
-from pipeline.loader import permute
+from pipeline.order import permute
 from pipeline.shards import ShardReader
 from pipeline.storage import Folder
 from pipeline.weights import load_strictly, sha256_of, tensors

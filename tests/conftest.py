@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -39,6 +41,12 @@ def striped_images(count: int, *, size: int = 8, channels: int = 1, classes: int
         image[:, label * 3 + 1] = 200
         image[0, 0], image[0, 1] = number // 256, number % 256
         yield image, label
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_users(tmp_path_factory) -> None:
+    """What is kept in ~/.cache would carry over from one run of the tests to the next."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

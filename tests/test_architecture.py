@@ -26,7 +26,7 @@ DOORS = {  # vendor: the only modules that may import it
         "pipeline.attempts",
         "pipeline.asking",
     },
-    "pyarrow": {"pipeline.shards"},
+    "pyarrow": {"pipeline.arrow_files"},
     "boto3": {"pipeline.bucket", "pipeline.patience"},
     "botocore": {"pipeline.bucket", "pipeline.patience"},
     "onnx": {"pipeline.export"},

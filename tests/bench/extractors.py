@@ -17,7 +17,7 @@ from gan.featurenets.inception import Inception, inception
 from gan.features import Extractor, Photographs
 from gan.metrics import FeatureMoments, frechet_distance
 from pipeline.extractors import load_extractor
-from pipeline.loader import permute
+from pipeline.order import permute
 from pipeline.prepare import prepare
 from pipeline.shards import ShardReader
 from tests.gan.test_features import blurred, noised

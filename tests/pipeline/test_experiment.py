@@ -383,3 +383,28 @@ def test_the_shipped_experiments_load():
     searched = load_experiment(folder / "digits-search.toml").experiment
     assert searched.name == "digits"
     assert searched.turns.total_kimg == 30
+
+
+def test_the_order_of_the_data_is_part_of_the_identity_and_its_place_is_not(write):
+    path = write(MINIMAL)
+    plain = load_experiment(path).experiment
+    for changes in (["data.cache_gb=1"], ["data.shards=elsewhere"], ["data.lanes=4"]):
+        assert load_experiment(path, changes).experiment.digest == plain.digest
+    windowed = load_experiment(path, ["data.shuffle=window"]).experiment
+    wider = load_experiment(path, ["data.shuffle=window", "data.lanes=4"]).experiment
+    mirrored = load_experiment(path, ["data.flip=true"]).experiment
+    balanced = load_experiment(path, ["data.balance=classes"]).experiment
+    assert len({e.digest for e in (plain, windowed, wider, mirrored, balanced)}) == 5
+
+
+def test_orders_that_contradict_themselves_are_refused(write):
+    for changes, said in (
+        (["data.window=5"], "data.window must be left out with shuffle = 'full'"),
+        (["data.shuffle=window", "data.window=0"], "data.window must be >= 1"),
+        (["data.lanes=0"], "data.lanes must be between"),
+        (["data.class_weights=[1,2]"], "data.class_weights must be left out"),
+        (["data.balance=classes", "data.class_weights=[0,0]"], "data.class_weights must be whole"),
+        (["data.cache_gb=0"], "data.cache_gb must be > 0"),
+    ):
+        (mistake,) = mistakes_of(write(MINIMAL), *changes)
+        assert said in mistake

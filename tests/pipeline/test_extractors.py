@@ -28,7 +28,7 @@ from pipeline.extractors import (
     known_extractors,
     load_extractor,
 )
-from pipeline.loader import permute
+from pipeline.order import permute
 from pipeline.prepare import prepare
 from pipeline.shards import ShardReader, write_shards
 from pipeline.trained_extractor import classifier_accuracy, read_card, train_extractor

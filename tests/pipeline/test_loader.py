@@ -1,68 +1,23 @@
-"""The order of images: every image exactly once an epoch, for any world, from any point."""
+"""Batches: the right images in the right order, read ahead, from folders and through the cache."""
 
 from __future__ import annotations
 
+import threading
+import time
 from itertools import islice
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from gan.config import ConfigError
 from gan.world import World
-from pipeline.loader import batches, image_numbers, permute
-from pipeline.shards import ShardReader
-
-
-@given(size=st.integers(1, 3000), key=st.integers(0, 2**62))
-@settings(max_examples=60, deadline=None)
-def test_a_permutation_has_every_element_once(size, key):
-    assert sorted(permute(np.arange(size), size=size, key=key)) == list(range(size))
-
-
-@given(
-    num_images=st.integers(1, 300),
-    batch_size=st.integers(1, 40),
-    worlds=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    seed=st.integers(0, 2**62),
-)
-@settings(max_examples=60, deadline=None)
-def test_every_image_comes_once_an_epoch_though_the_world_changes(
-    num_images, batch_size, worlds, seed
-):
-    def numbers(world: World, batch: int) -> np.ndarray:
-        share = world.share(batch_size)
-        positions = np.arange(batch * batch_size + share.start, batch * batch_size + share.stop)
-        return image_numbers(positions, num_images=num_images, seed=seed)
-
-    num_batches = -(-2 * num_images // batch_size)
-    seen = np.concatenate(
-        [
-            numbers(World(rank, size), batch)
-            for batch in range(num_batches)
-            for size in [worlds[batch % len(worlds)]]
-            for rank in range(size)
-        ]
-    )
-    for epoch in range(2):
-        part = seen[epoch * num_images : (epoch + 1) * num_images]
-        assert sorted(part) == list(range(num_images))
-
-
-def test_epochs_and_seeds_are_shuffled_apart():
-    first = image_numbers(np.arange(1000), num_images=1000, seed=0)
-    second = image_numbers(np.arange(1000, 2000), num_images=1000, seed=0)
-    other = image_numbers(np.arange(1000), num_images=1000, seed=1)
-    for a, b in ((first, second), (first, other), (first, np.arange(1000))):
-        assert (a == b).sum() < 10  # 1 by chance, on average
-        assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
-
-
-def test_a_hundred_million_images_need_no_table():
-    positions = np.array([0, 10**8 - 1, 10**8, 5 * 10**8 + 3])
-    numbers = image_numbers(positions, num_images=10**8, seed=0)
-    assert ((numbers >= 0) & (numbers < 10**8)).all()
-    assert len(set(numbers.tolist())) == 4
+from pipeline.data_checks import check_data
+from pipeline.data_config import DataConfig
+from pipeline.loader import batches
+from pipeline.order import FullShuffle, flips
+from pipeline.shards import ShardReader, write_shards
+from tests.conftest import striped_images
 
 
 def test_batches_start_anywhere_and_carry_the_right_labels(stripes):
@@ -85,3 +40,109 @@ def test_batches_start_anywhere_and_carry_the_right_labels(stripes):
         for image, label in zip(batch.samples, batch.labels, strict=True):
             number = int(image[0, 0, 0]) * 256 + int(image[0, 0, 1])
             assert number % 2 == label
+
+
+def numbers_of(samples: torch.Tensor) -> list[int]:
+    """The numbers that striped images carry."""
+    return (samples[:, 0, 0, 0].int() * 256 + samples[:, 0, 0, 1]).tolist()
+
+
+def first_batches(reader: ShardReader, count: int, data: DataConfig, **changes):
+    options = {"seed": 3, "batch_size": 12, "first_batch": 0, "world": World()} | changes
+    return list(islice(batches(reader, data=data, **options), count))
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png", "webp"])
+def test_every_setting_plays_any_encoding_the_same(tmp_path, monkeypatch, encoding):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    raw = write_shards(str(tmp_path / "raw"), striped_images(100), classes=("a", "b"), origin={})
+    made = write_shards(
+        str(tmp_path / encoding / "set"),
+        striped_images(100),
+        classes=("a", "b"),
+        origin={},
+        encoding=encoding,
+    )
+    for data in (
+        DataConfig(),
+        DataConfig(shuffle="window", lanes=3, window=11),
+        DataConfig(balance="classes", class_weights=(1, 3)),
+        DataConfig(flip=True),
+    ):
+        expected = first_batches(ShardReader(raw), 20, data)
+        got = first_batches(ShardReader(made), 20, data)
+        for a, b in zip(expected, got, strict=True):
+            assert torch.equal(a.samples, b.samples)
+            assert a.labels is not None
+            assert b.labels is not None
+            assert torch.equal(a.labels, b.labels)
+
+
+def test_weighted_classes_come_three_to_one_whatever_the_data_holds(stripes):
+    data = DataConfig(balance="classes", class_weights=(1, 3))
+    for batch in first_batches(ShardReader(stripes), 10, data):
+        assert batch.labels is not None
+        assert batch.labels.sum() == 9
+        assert [n % 2 for n in numbers_of(batch.samples)] == batch.labels.tolist()
+
+
+def test_mirrored_images_are_those_that_the_position_says(stripes):
+    reader = ShardReader(stripes)
+    plain = first_batches(reader, 4, DataConfig())
+    for rank in range(3):
+        share = World(rank, 3).share(12)
+        mirrored = first_batches(reader, 4, DataConfig(flip=True), world=World(rank, 3))
+        for index, (a, b) in enumerate(zip(plain, mirrored, strict=True)):
+            positions = np.arange(share.start, share.stop) + index * 12
+            for row, tossed in enumerate(flips(positions, seed=3)):
+                image = a.samples[share][row]
+                assert torch.equal(b.samples[row], image.flip(2) if tossed else image)
+
+
+def test_a_batch_is_read_while_the_one_before_is_used_and_the_thread_ends_with_the_stream(stripes):
+    before = threading.active_count()
+    stream = batches(ShardReader(stripes), seed=0, batch_size=4, first_batch=0, world=World())
+    assert threading.active_count() == before
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()  # as the garbage collector does
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_where_the_batch_is_asked_for(tmp_path):
+    made = write_shards(str(tmp_path), striped_images(20), classes=("a", "b"), origin={})
+    (tmp_path / made.shards[0].file).unlink()
+    with pytest.raises(FileNotFoundError):
+        next(batches(ShardReader(made), seed=0, batch_size=4, first_batch=0, world=World()))
+
+
+def test_small_sets_wrap_around_within_a_batch(tmp_path):
+    made = write_shards(str(tmp_path), striped_images(5), classes=("a", "b"), origin={})
+    taken = [n for batch in first_batches(ShardReader(made), 5, DataConfig()) for n in
+             numbers_of(batch.samples)]  # fmt: skip
+    assert taken == FullShuffle().numbers(np.arange(60), num_images=5, seed=3).tolist()
+
+
+def test_settings_that_do_not_fit_the_data_are_refused(tmp_path, stripes):
+    bare = write_shards(
+        str(tmp_path / "bare"), [(i, -1) for i, _ in striped_images(9)], classes=(), origin={}
+    )
+    lopsided = write_shards(
+        str(tmp_path / "lopsided"), striped_images(9), classes=("a", "b", "none"), origin={}
+    )
+    png = write_shards(
+        str(tmp_path / "png"), striped_images(9), classes=("a", "b"), origin={}, encoding="png"
+    )
+    balanced = DataConfig(balance="classes")
+    for shards, data, said in (
+        (bare, balanced, "needs labels"),
+        (stripes, DataConfig(balance="classes", class_weights=(1,)), "each of the 2 classes"),
+        (lopsided, balanced, r"without images: \['none'\]"),
+        (png, DataConfig(cache_gb=1e-7), "data.shuffle = 'window'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_data(data, shards)
+    check_data(DataConfig(balance="classes", class_weights=(1, 1, 0)), lopsided)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from gan.config import ConfigError
 from pipeline import shards as shards_module
+from pipeline.codecs import decode, encode
 from pipeline.dataset import open_shards
-from pipeline.shards import ShardReader, verify_shards, write_shards
+from pipeline.parts import finished_parts, publish_parts, write_part
+from pipeline.shards import ShardReader, ShardWriter, verify_shards, write_shards
+from pipeline.storage import Folder
 from tests.conftest import striped_images
 
 
@@ -84,3 +89,93 @@ def test_another_data_set_is_not_written_over(tmp_path):
         write_shards(str(tmp_path), striped_images(11), classes=("a", "b"), origin={})
     verify_shards(open_shards(str(tmp_path)))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("encoding", ["png", "webp"])
+def test_lossless_encodings_keep_every_pixel_and_the_digest(tmp_path, encoding, channels):
+    noise = np.random.RandomState(0).randint(0, 256, (20, 8, 8, channels), np.uint8)
+    images = [(image, number % 2) for number, image in enumerate(noise)]
+    raw = write_shards(str(tmp_path / "raw"), images, classes=("a", "b"), origin={})
+    made = write_shards(
+        str(tmp_path / "enc"), images, classes=("a", "b"), origin={}, encoding=encoding
+    )
+    assert made.digest == raw.digest
+    assert open_shards(made.uri) == made
+    table = pa.ipc.open_file((tmp_path / "enc" / made.shards[0].file).read_bytes()).read_all()
+    for row, (image, _) in enumerate(images):
+        decoded = decode(table["image"][row].as_py(), shape=image.shape)
+        np.testing.assert_array_equal(decoded, image)
+
+
+def test_the_digest_of_a_lossy_set_is_that_of_what_readers_see(tmp_path):
+    noise = np.random.RandomState(0).randint(0, 256, (4, 8, 8, 3), np.uint8)
+    pairs = [(image, 0) for image in noise]
+    lossy = write_shards(str(tmp_path / "jpeg"), pairs, classes=("a",), origin={}, encoding="jpeg")
+    seen = [decode(encode(image, "jpeg"), shape=image.shape) for image in noise]
+    assert (np.stack(seen) != noise).any()
+    raw = write_shards(str(tmp_path / "raw"), [(i, 0) for i in seen], classes=("a",), origin={})
+    assert lossy.digest == raw.digest
+
+
+def test_a_writer_goes_on_after_the_shards_that_were_finished(tmp_path):
+    images = list(striped_images(25))
+    pixels = np.stack([image for image, _ in images])
+    labels = [label for _, label in images]
+
+    def writer(name: str, plan: str = "same") -> ShardWriter:
+        return ShardWriter(str(tmp_path / name), plan={"by": plan}, shard_bytes=64 * 7)
+
+    def write(writer: ShardWriter, start: int, stop: int) -> None:
+        for number in range(start, stop):
+            writer.add(pixels[number : number + 1], labels[number : number + 1], note=number)
+
+    whole = writer("whole")
+    write(whole, 0, 25)
+    expected = whole.finish(classes=("a", "b"), origin={})
+    write(writer("killed"), 0, 17)  # and never finishes
+    assert writer("killed", plan="another").num_images == 0
+    again = writer("killed")
+    assert (again.num_images, again.notes) == (14, [6, 13])
+    write(again, 14, 25)
+    made = again.finish(classes=("a", "b"), origin={})
+    assert (made.digest, made.shards) == (expected.digest, expected.shards)
+    assert [s.class_counts for s in made.shards] == [(4, 3), (3, 4), (4, 3), (2, 2)]
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == sorted(
+        ["index.json", *(s.file for s in made.shards)]
+    )
+
+
+def test_parts_are_written_in_any_order_by_anyone(tmp_path):
+    images = list(striped_images(20))
+    pixels, labels = np.stack([i for i, _ in images]), np.array([n for _, n in images])
+    expected = write_shards(str(tmp_path / "one"), images, classes=("a", "b"), origin={})
+    storage = Folder(tmp_path / "parts")
+    for number in (3, 0, 2, 1):
+        piece = slice(number * 5, number * 5 + 5)
+        write_part(storage, number, pixels[piece], labels[piece], plan=1)
+    parts = finished_parts(storage, plan=1)
+    made = publish_parts(storage, [parts[n] for n in sorted(parts)], classes=("a", "b"), origin={})
+    assert made.digest == expected.digest
+
+
+def test_sets_of_the_first_schema_are_read(tmp_path):
+    made = write_shards(str(tmp_path), striped_images(10), classes=("a", "b"), origin={})
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["schema"] = 1
+    del index["encoding"]
+    index["shards"] = [
+        {key: shard[key] for key in ("file", "num_images", "sha256")} for shard in index["shards"]
+    ]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    old = open_shards(str(tmp_path))
+    assert old.digest == made.digest
+    assert old.shards[0].num_bytes is None
+    assert ShardReader(old).labels(np.arange(4)).tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"schema": 3}', '{"schema": 2}', "\x00"])
+def test_an_index_that_cannot_be_read_is_a_mistake_of_the_user(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"index.json is"):
+        open_shards(str(tmp_path))
