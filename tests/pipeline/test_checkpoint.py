@@ -14,7 +14,7 @@ from pipeline.checkpoint import (
     newest_nimg,
     retained,
 )
-from pipeline.storage import Folder
+from pipeline.storage import Folder, StorageError
 from tests.conftest import small_game
 from tests.gan.play import new_game, play_rounds
 
@@ -97,7 +97,7 @@ def test_a_failed_write_is_raised_at_the_next_chance(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
     writer = CheckpointWriter(Folder(tmp_path), keep=1)
     writer.publish(Standing(nimg=1), {"weight": torch.ones(1)})
-    with pytest.raises(OSError, match="checkpoints"):
+    with pytest.raises(StorageError, match="checkpoints"):
         writer.wait()
 
 
