@@ -202,19 +202,25 @@ class ShardReader:
         """Images (n, c, h, w) uint8 and labels (n,) int64, or None, of the given image numbers, in
         order.
         """
-        which, rows = self.places(numbers)
-        maps = {number: self._map(number) for number in set(which.tolist())}
-        size = self.shards.image_bytes
-        # Slices of memory joined are a third faster than fancy indexing, which copies twice.
-        pixels = bytearray().join(
-            [
-                maps[shard].pixels[first : first + size]
-                for shard, first in zip(which.tolist(), (rows * size).tolist(), strict=True)
-            ]
-        )
-        images = torch.frombuffer(pixels, dtype=torch.uint8) if pixels else torch.empty(0).byte()
-        images = images.view(-1, *self.shards.shape).permute(0, 3, 1, 2)  # channels last in memory
+        images = self._gather(*self.places(numbers)).permute(0, 3, 1, 2)  # channels last in memory
         return images, self.labels(numbers) if self.shards.num_classes else None
+
+    def _gather(self, which: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        """Images (n, h, w, c) of the given shards and rows."""
+        shape, size = (len(rows), *self.shards.shape), self.shards.image_bytes
+        shards = which.tolist()
+        maps = {number: self._map(number).pixels for number in set(shards)}
+        if len(maps) == 1:
+            (pixels,) = maps.values()
+            return torch.from_numpy(pixels.reshape(-1, *shape[1:]).take(rows, axis=0))
+        if not maps:
+            return torch.empty(shape, dtype=torch.uint8)
+        # Slices of memory joined are a third faster than fancy indexing, which copies twice.
+        memory = {number: pixels.data for number, pixels in maps.items()}
+        starts = rows * size
+        places = zip(shards, starts.tolist(), (starts + size).tolist(), strict=True)
+        joined = bytearray().join([memory[shard][start:stop] for shard, start, stop in places])
+        return torch.frombuffer(joined, dtype=torch.uint8).view(shape)
 
     def labels(self, numbers: np.ndarray) -> torch.Tensor:
         """Labels (n,) int64 of the given image numbers, in order."""
@@ -278,13 +284,13 @@ class ShardReader:
                 if self._cache is None:
                     raise
                 continue
-            return _Map(raw.images.reshape(-1).data, raw.labels, time.monotonic())
+            return _Map(raw.images.reshape(-1), raw.labels, time.monotonic())
 
 
 class _Map:
-    """One shard in memory: its pixels as one row of bytes, its labels (n,)."""
+    """One shard in memory: the bytes of its pixels, its labels (n,)."""
 
     __slots__ = ("labels", "pixels", "seen")
 
-    def __init__(self, pixels: memoryview, labels: np.ndarray, seen: float):
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, seen: float):
         self.pixels, self.labels, self.seen = pixels, labels, seen

@@ -100,16 +100,20 @@ def test_mirrored_images_are_those_that_the_position_says(stripes):
 
 
 def test_a_batch_is_read_while_the_one_before_is_used_and_the_thread_ends_with_the_stream(stripes):
-    before = threading.active_count()
+    before = set(threading.enumerate())
+
+    def reading() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t.name == "batches" and t not in before]
+
     stream = batches(ShardReader(stripes), seed=0, batch_size=4, first_batch=0, world=World())
-    assert threading.active_count() == before
+    assert len(reading()) == 0
     next(stream)
-    assert threading.active_count() == before + 1
+    assert len(reading()) == 1
     stream.close()  # as the garbage collector does
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while reading() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not reading()
 
 
 def test_what_goes_wrong_while_reading_ahead_is_raised_where_the_batch_is_asked_for(tmp_path):
