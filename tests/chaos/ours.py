@@ -27,12 +27,15 @@ class Ours:
     """One run of `forger train`."""
 
     arm = "forger"
+    max_starts = 25
 
     def __init__(self, stand: Stand, stage: str, name: str, *, settings: tuple[str, ...] = ()):
         self.stand, self.name, self.stage = stand, name, STAGES.get(stage, Stage())
         self.settings = (*self.stage.settings, *settings)
         self.uri = f"{stand.runs(stage)}/{name}"
         self.storage = open_storage(self.uri)
+        for old in self.storage.names():  # in a folder that was worked in before
+            self.storage.delete(old)
         self.folder = stand.folder / "commands" / name
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)

@@ -20,7 +20,6 @@ from tests.chaos.stand import CannotBreak, Stand
 
 POLL_SEC = 0.1
 JITTER_SEC = 0.5  # a fault waits up to so long after its tick, so that it falls anywhere
-MAX_STARTS = 25
 SECOND_COMMAND_SEC = 120
 STRAYS_SEC = 30
 
@@ -32,6 +31,7 @@ class Arm(Protocol):
     name: str
     arm: str
     total_nimg: int
+    max_starts: int
 
     @property
     def command(self) -> list[str]: ...
@@ -170,8 +170,8 @@ class Scene:
         if self.arm.is_complete():
             self._note_recovered(self.arm.total_nimg + 1)
             return False
-        if self.starts == MAX_STARTS:
-            self.wrong.append(f"not over after {MAX_STARTS} starts")
+        if self.starts == self.arm.max_starts:
+            self.wrong.append(f"not over after {self.starts} starts")
             return False
         if self.starts > 2 and time.monotonic() - self._started < 30:
             time.sleep(2)  # a command that is refused again and again is not asked at once
