@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 import time
@@ -44,6 +45,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--storage", choices=("s3", "folder"), default="s3")
     parser.add_argument("--arm", choices=ARMS, default="forger")
     parser.add_argument("--only", action="append", default=[], help="kinds with this word")
+    parser.add_argument("--per-run", type=int, help="faults of a run; the kind's own if left out")
     parser.add_argument("--run", type=int, help="only this run of the schedule")
     parser.add_argument("--patience", type=float, default=600, help="seconds a run may take")
     parser.add_argument("--folder", help="where to work; kept afterwards")
@@ -57,6 +59,11 @@ def parsed() -> argparse.Namespace:
 def suite(stand: Stand, options: argparse.Namespace) -> int:
     """The seeded schedule, run by run."""
     chosen = kinds(storage=stand.storage, only=tuple(options.only))
+    if options.per_run:
+        chosen = {
+            name: dataclasses.replace(kind, per_run=options.per_run)
+            for name, kind in chosen.items()
+        }
     plans = schedule(options.seed, options.faults, chosen)
     if options.run is not None:
         plans = tuple(plan for plan in plans if plan.number == options.run)

@@ -1,8 +1,8 @@
 """The other arm's training: Ray Train as its guides show it, MLflow straight from rank 0.
 
-`python -m tests.chaos.textbook NAME STORAGE FOLDER`, from TorchTrainer's and the checkpoint guide's
-patterns (docs.ray.io, train/user-guides: checkpoints, fault tolerance, experiment tracking), with
-the DCGAN tutorial's loop. The only additions are the files in FOLDER that say how far it is.
+`python -m tests.chaos.textbook NAME STORAGE FOLDER`: the patterns of docs.ray.io
+(train/user-guides: checkpoints, fault tolerance, experiment tracking) with the DCGAN tutorial's
+loop. The only additions are the files in FOLDER that say how far it is.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main() -> None:
             "name": name,
             "folder": folder,
             "mlflow": os.environ["MLFLOW_TRACKING_URI"],
-        },  # fmt: skip
+        },
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(
             name=name, storage_path=storage, failure_config=FailureConfig(max_failures=3)
