@@ -13,7 +13,7 @@ from tests.chaos import processes
 from tests.chaos.faults import kinds
 from tests.chaos.game import STAGES, TOLERANCE
 from tests.chaos.ours import Ours, largest_difference
-from tests.chaos.scene import Scene
+from tests.chaos.scene import Arm, Scene, Struck
 from tests.chaos.schedule import Plan, schedule
 from tests.chaos.stand import CannotBreak, Stand
 from tests.chaos.table import Played, markdown
@@ -70,6 +70,7 @@ def suite(stand: Stand, options: argparse.Namespace) -> int:
     planned = sum(len(plan.faults) for plan in plans)
     twins = Twins(stand, options.arm, options.patience)
     played: list[Played] = []
+    text = ""
     for plan in plans:
         done = one_run(stand, options, plan, twins)
         played.append(done)
@@ -92,8 +93,6 @@ def one_run(stand: Stand, options: argparse.Namespace, plan: Plan, twins: Twins)
         twin = twins.of(plan.stage)
         arm = new_run(options.arm, stand, plan.stage, plan.name)
     except CannotBreak as error:
-        from tests.chaos.scene import Struck
-
         skipped = [Struck(f.kind, plan.name, 0, skipped=str(error)) for f in plan.faults]
         return Played(plan.name, skipped, [], 0, 0)
     scene = Scene(arm, plan, patience_sec=options.patience)
@@ -105,7 +104,9 @@ def one_run(stand: Stand, options: argparse.Namespace, plan: Plan, twins: Twins)
     return Played(plan.name, scene.struck, wrong, time.monotonic() - started, scene.starts)
 
 
-def new_run(arm: str, stand: Stand, stage: str, name: str, *, settings: tuple[str, ...] = ()):
+def new_run(
+    arm: str, stand: Stand, stage: str, name: str, *, settings: tuple[str, ...] = ()
+) -> Arm:
     """A run of an arm that nobody began yet."""
     if arm == "forger":
         return Ours(stand, stage, name, settings=settings)
@@ -119,14 +120,18 @@ class Twins:
 
     def __init__(self, stand: Stand, arm: str, patience_sec: float):
         self.stand, self.arm, self.patience_sec = stand, arm, patience_sec
-        self._found: dict[tuple[str, ...], Ours] = {}
+        self._found: dict[tuple[str, ...], Arm] = {}
 
-    def of(self, stage: str):
+    def of(self, stage: str) -> Arm:
         """What a run of this stage must equal."""
         settings = STAGES[stage].twin if self.arm == "forger" else ()
         if settings not in self._found:
             name = f"twin-{len(self._found)}"
             self._found[settings] = self._undisturbed(name, settings)
+            if self.arm == "plain":  # is it at all the same twice?
+                again = self._undisturbed(f"{name}-again", settings)
+                wrong = again.verdict(self._found[settings])
+                print(f"undisturbed twice: {wrong or 'equal'}", flush=True)
             if settings:
                 alone = self._undisturbed(f"{name}-alone", (*settings, "cluster.workers=1"))
                 gap, where = largest_difference(alone.weights(), self._found[settings].weights())
@@ -134,7 +139,7 @@ class Twins:
                       f"size (tolerance {TOLERANCE:.0e})", flush=True)  # fmt: skip
         return self._found[settings]
 
-    def _undisturbed(self, name: str, settings: tuple[str, ...]):
+    def _undisturbed(self, name: str, settings: tuple[str, ...]) -> Arm:
         twin = new_run(self.arm, self.stand, "own", name, settings=settings)
         started = time.monotonic()
         scene = Scene(twin, Plan(0, "own", ()), patience_sec=self.patience_sec)

@@ -85,6 +85,10 @@ class Ours:
         """The newest checkpoint by its name."""
         return newest_nimg(self.storage)
 
+    def resumed_nimg(self) -> int | None:
+        """Where the newest attempt began, where the run says so."""
+        return None
+
     def newest_tensors(self) -> str | None:
         """The name of the newest checkpoint's largest file."""
         found: dict[str, list[str]] = {}

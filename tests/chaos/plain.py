@@ -53,6 +53,10 @@ class Plain:
         """What rank 0 reported last."""
         return self._told("saved")
 
+    def resumed_nimg(self) -> int | None:
+        """Where the newest attempt began."""
+        return self._told("resumed")
+
     def is_complete(self) -> bool:
         """Whether a command came to its end."""
         return (self.folder / "final.pt").exists()

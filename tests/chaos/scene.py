@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -40,6 +40,9 @@ class Arm(Protocol):
     def is_complete(self) -> bool: ...
     def checkpoint_nimg(self) -> int: ...
     def damage(self, how: str) -> bool: ...
+    def resumed_nimg(self) -> int | None: ...
+    def weights(self) -> dict[str, Any]: ...
+    def verdict(self, twin: Any) -> list[str]: ...
 
 
 @dataclass(slots=True)
@@ -206,9 +209,14 @@ class Scene:
             one.lost_nimg = max(0, one.nimg - self.arm.checkpoint_nimg())
 
     def _note_recovered(self, nimg: int) -> None:
+        from tests.chaos.faults import FAULTS
+
         for one in self.struck:
             if one.recovered_sec is None and not one.skipped and nimg > one.nimg:
                 one.recovered_sec = time.monotonic() - self._moments[id(one)]
+                begun = self.arm.resumed_nimg()
+                if FAULTS[one.kind].stops_workers and begun is not None:
+                    one.lost_nimg = max(0, one.nimg - begun)
 
     def _tend(self) -> None:
         """Does what is due, and looks after the other commands."""

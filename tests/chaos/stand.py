@@ -21,6 +21,7 @@ from tests.chaos.proxy import Proxy
 from tests.pipeline.servers import make_bucket, mlflow_server, s3
 
 BUCKET = "chaos"
+OBJECT_STORE_BYTES = 100 * 2**20
 TIGHT_MIB = 48  # of the small disk that faults fill
 RAY_SETTINGS = {
     "RAY_raylet_start_wait_time_s": "120",
@@ -191,18 +192,22 @@ class Nodes:
         os.environ["PYTHONPATH"] = environment["PYTHONPATH"]
         from ray.cluster_utils import Cluster
 
-        small = {"object_store_memory": 100 * 2**20}
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, **small},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            },
         )
-        self._small = small
         self.workers: list[Any] = [self._added() for _ in range(2)]
 
     @property
     def address(self) -> str:
         """For RAY_ADDRESS."""
-        return self._cluster.address
+        address = self._cluster.address
+        assert address is not None
+        return address
 
     @property
     def raylets(self) -> list[int]:
@@ -210,7 +215,7 @@ class Nodes:
         return [node.all_processes["raylet"][0].process.pid for node in self.workers]
 
     def _added(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, **self._small)
+        return self._cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
 
     @property
     def pids(self) -> set[int]:
@@ -231,12 +236,14 @@ class Nodes:
 
     def drain(self, which: int, *, within_sec: float) -> None:
         """Tells Ray that a node will be taken in so many seconds, as a spot market does."""
-        from ray._raylet import GcsClient
-        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+        from ray import _raylet
+        from ray.core.generated import autoscaler_pb2
 
-        told = GcsClient(address=self.address).drain_node(
+        client: Any = getattr(_raylet, "GcsClient")(address=self.address)  # noqa: B009
+        reasons: Any = getattr(autoscaler_pb2, "DrainNodeReason")  # noqa: B009
+        told = client.drain_node(
             self.workers[which].node_id,
-            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            reasons.Value("DRAIN_NODE_REASON_PREEMPTION"),
             "the chaos suite takes this node",
             int((time.time() + within_sec) * 1000),
         )

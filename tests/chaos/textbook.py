@@ -71,12 +71,13 @@ def train_func(config: dict[str, Any]) -> None:
             part.load_state_dict(state[name])
         begin = state["epoch"] + 1
     if first:
+        (folder / "resumed").write_text(str(begin * IMAGES))
         mlflow.set_tracking_uri(config["mlflow"])
         mlflow.set_experiment("plain")
         mlflow.start_run(run_name=config["name"])
     for epoch in range(begin, EPOCHS):
         if context.get_world_size() > 1:
-            loader.sampler.set_epoch(epoch)
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         losses: dict[str, float] = {}
         for step, (real,) in enumerate(loader, start=epoch * STEPS):
             losses = play_turns(real, G, D, G_optimizer, D_optimizer)

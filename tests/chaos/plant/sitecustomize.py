@@ -6,7 +6,7 @@ Python imports a module of this name at its start. Nothing of the product knows 
 import os
 import sys
 
-FILE = os.environ.get("CHAOS_NAN_FILE")
+FILE = os.environ.get("CHAOS_NAN_FILE", "")
 PLAYERS = ("gan.game", "tests.chaos.textbook")  # whoever imports one of them plays
 
 
