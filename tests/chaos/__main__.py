@@ -100,6 +100,11 @@ def one_run(stand: Stand, options: argparse.Namespace, plan: Plan, twins: Twins)
     stand.heal()
     wrong = [*scene.wrong]
     if arm.is_complete():
+        if STAGES[plan.stage].remedied:
+            struck = sum(not one.skipped for one in scene.struck)
+            twin, count = twins.with_rollbacks_of(arm)
+            if count != struck:
+                wrong.append(f"{count} rollbacks of {struck} faults")
         wrong += arm.verdict(twin)
     return Played(plan.name, scene.struck, wrong, time.monotonic() - started, scene.starts)
 
@@ -139,8 +144,19 @@ class Twins:
                       f"size (tolerance {TOLERANCE:.0e})", flush=True)  # fmt: skip
         return self._found[settings]
 
+    def with_rollbacks_of(self, run: Arm) -> tuple[Arm, int]:
+        """An undisturbed run that is given the rollbacks of `run` before it begins, and how many
+        they are.
+        """
+        assert isinstance(run, Ours)
+        twin = Ours(self.stand, "watched", f"{run.name}-twin")
+        count = twin.take_rollbacks_of(run)
+        return self._played(twin), count
+
     def _undisturbed(self, name: str, settings: tuple[str, ...]) -> Arm:
-        twin = new_run(self.arm, self.stand, "own", name, settings=settings)
+        return self._played(new_run(self.arm, self.stand, "own", name, settings=settings))
+
+    def _played(self, twin: Arm) -> Arm:
         started = time.monotonic()
         scene = Scene(twin, Plan(0, "own", ()), patience_sec=self.patience_sec)
         scene.play()
@@ -148,7 +164,7 @@ class Twins:
             raise RuntimeError(
                 f"the undisturbed run did not end: {scene.wrong}; see {self.stand.folder}"
             )
-        print(f"{name}: undisturbed in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{twin.name}: undisturbed in {time.monotonic() - started:.0f} s", flush=True)
         if wrong := twin.verdict(twin):
             raise RuntimeError(f"the undisturbed run is wrong by itself: {wrong}")
         return twin

@@ -50,13 +50,15 @@ class Stage:
     """What the runs of a stage are: settings beside EXPERIMENT's, and what they must equal.
 
     `twin` names the settings of the undisturbed run; `exact` says whether to the bit, which takes
-    the same number of workers all along.
+    the same number of workers all along. A `remedied` run's twin is given the same rollbacks
+    before it begins.
     """
 
     settings: tuple[str, ...] = ()
     twin: tuple[str, ...] = ()
     exact: bool = True
     on_nodes: bool = False
+    remedied: bool = False
 
 
 ELASTIC = ("turns.precision=float64", "turns.total_kimg=24")
@@ -65,13 +67,7 @@ STAGES = {
     "alone": Stage(),  # the same, one fault a run
     "tight": Stage(),  # the same, on a small disk
     "watched": Stage(
-        # With neutral remedies a rollback takes the run back to what it would have been.
-        settings=(
-            "watchdog.action=rollback",
-            "watchdog.lr_factor=1",
-            "watchdog.new_order=false",
-            "watchdog.max_rollbacks=10",
-        ),
+        settings=("watchdog.action=rollback", "watchdog.max_rollbacks=10"), remedied=True
     ),
     "nodes": Stage(
         settings=(*ELASTIC, "cluster.workers=[1,2]"), twin=ELASTIC, exact=False, on_nodes=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
@@ -87,7 +88,25 @@ class Ours:
 
     def resumed_nimg(self) -> int | None:
         """Where the newest attempt began, where the run says so."""
-        return None
+        taken_up = self.events("playing")
+        return int(taken_up[-1]["nimg"]) if taken_up and "nimg" in taken_up[-1] else None
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """What the drivers noted, in order of time; of one kind, where one is named."""
+        noted = [
+            json.loads(text)
+            for name in self.storage.names("events")
+            for text in self.storage.read(name).decode().splitlines()
+        ]
+        wanted = [event for event in noted if kind in ("", event["kind"])]
+        return sorted(wanted, key=lambda event: event["time_ms"])
+
+    def take_rollbacks_of(self, other: Ours) -> int:
+        """Begins this run with another's rollbacks, as if they had been known; how many."""
+        names = other.storage.names("rollbacks")
+        for name in names:
+            self.storage.write(name, other.storage.read(name))
+        return len(names)
 
     def newest_tensors(self) -> str | None:
         """The name of the newest checkpoint's largest file."""
