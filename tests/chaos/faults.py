@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -147,7 +145,7 @@ def freeze_driver(scene: Scene, dice: random.Random) -> None:
 @fault("MLflow killed and restarted")
 def kill_mlflow(scene: Scene, dice: random.Random) -> None:
     scene.stand.kill_mlflow()
-    scene.later(dice.uniform(2, 6), scene.stand.start_mlflow)
+    scene.later(dice.uniform(2, 6), scene.stand.restart_mlflow)
 
 
 @fault("MLflow slow")
@@ -265,11 +263,3 @@ def kinds(*, storage: str, only: tuple[str, ...] = ()) -> dict[str, Kind]:
         if (storage == "s3" or not one.needs_s3)
         and (not only or any(word.lower() in name.lower() for word in only))
     }
-
-
-def may_mount() -> bool:
-    """Whether this process may mount a small disk."""
-    return (
-        os.geteuid() == 0
-        and subprocess.run(["which", "mount"], capture_output=True).returncode == 0
-    )

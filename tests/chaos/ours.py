@@ -86,10 +86,9 @@ class Ours:
         """The newest checkpoint by its name."""
         return newest_nimg(self.storage)
 
-    def resumed_nimg(self) -> int | None:
-        """Where the newest attempt began, where the run says so."""
-        taken_up = self.events("playing")
-        return int(taken_up[-1]["nimg"]) if taken_up and "nimg" in taken_up[-1] else None
+    def resumptions(self) -> list[tuple[float, int]]:
+        """When workers began to play, and from where, as the run notes it."""
+        return [(e["time_ms"] / 1000, int(e["nimg"])) for e in self.events("playing")]
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
         """What the drivers noted, in order of time; of one kind, where one is named."""

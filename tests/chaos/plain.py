@@ -53,9 +53,10 @@ class Plain:
         """What rank 0 reported last."""
         return self._told("saved")
 
-    def resumed_nimg(self) -> int | None:
-        """Where the newest attempt began."""
-        return self._told("resumed")
+    def resumptions(self) -> list[tuple[float, int]]:
+        """When rank 0 began to play, and from where."""
+        told = (self.folder / "resumed").read_text().split()
+        return [(float(at), int(nimg)) for at, nimg in zip(told[::2], told[1::2], strict=True)]
 
     def is_complete(self) -> bool:
         """Whether a command came to its end."""

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import psutil
@@ -22,6 +23,8 @@ POLL_SEC = 0.1
 JITTER_SEC = 0.5  # a fault waits up to so long after its tick, so that it falls anywhere
 SECOND_COMMAND_SEC = 120
 STRAYS_SEC = 30
+SILENCE_SEC = 2.0  # without a tick: nobody plays
+NOTICED_SEC = 20  # a fault that silences the run does so by then
 
 
 class Arm(Protocol):
@@ -40,7 +43,7 @@ class Arm(Protocol):
     def is_complete(self) -> bool: ...
     def checkpoint_nimg(self) -> int: ...
     def damage(self, how: str) -> bool: ...
-    def resumed_nimg(self) -> int | None: ...
+    def resumptions(self) -> list[tuple[float, int]]: ...
     def weights(self) -> dict[str, Any]: ...
     def verdict(self, twin: Any) -> list[str]: ...
 
@@ -67,7 +70,8 @@ class Scene:
         self.struck: list[Struck] = []
         self.wrong: list[str] = []
         self.starts = 0
-        self._moments: dict[int, float] = {}
+        self.ticks: list[tuple[float, int]] = []  # when the run was seen to be how far
+        self._moments: list[float] = []  # of each of `struck`
         self._started = 0.0
         self.said: list[str] = []
         self._before = {p.pid for p in processes.family()}
@@ -154,7 +158,7 @@ class Scene:
                     break
                 self._tend()
                 nimg = self.arm.progress()
-                self._note_recovered(nimg)
+                self._note(nimg)
                 while waiting and nimg >= waiting[0].at * self.arm.total_nimg:
                     self._strike(waiting.pop(0))
                 if self.command.poll() is not None and not self._go_on():
@@ -162,6 +166,7 @@ class Scene:
                 time.sleep(POLL_SEC)
         finally:
             self._end()
+        self._settle()
         for planned in waiting:
             self.struck.append(
                 Struck(planned.kind, self.plan.name, 0, skipped="the run was over before")
@@ -171,7 +176,7 @@ class Scene:
         """After the command ended: starts it again where the run is not over."""
         self.say(f"the command ended with {self.command.returncode}")
         if self.arm.is_complete():
-            self._note_recovered(self.arm.total_nimg + 1)
+            self._note(self.arm.total_nimg + 1)
             return False
         if self.starts == self.arm.max_starts:
             self.wrong.append(f"not over after {self.starts} starts")
@@ -189,34 +194,44 @@ class Scene:
         dice = random.Random(planned.dice)
         time.sleep(dice.uniform(0, JITTER_SEC))
         nimg = self.arm.progress()
+        self._note(nimg)
         one = Struck(planned.kind, self.plan.name, nimg)
         self.struck.append(one)
+        self._moments.append(time.time())
         fault = FAULTS[planned.kind]
         if self.arm.arm not in fault.arms:
             one.skipped = "not for this arm"
             return
         self.say(f"{planned.kind} at {nimg} images")
-        struck = time.monotonic()
         try:
             fault.inject(self, dice)
         except CannotBreak as error:
             one.skipped = str(error)
             self.say(f"skipped: {error}")
             return
-        self._moments[id(one)] = struck
         # Read after the blow: what was saved in the last moment before it counts as saved.
         if fault.stops_workers:
             one.lost_nimg = max(0, one.nimg - self.arm.checkpoint_nimg())
 
-    def _note_recovered(self, nimg: int) -> None:
+    def _note(self, nimg: int) -> None:
+        """Keeps when the run came how far."""
+        if not self.ticks or nimg > self.ticks[-1][1]:
+            self.ticks.append((time.time(), nimg))
+
+    def _settle(self) -> None:
+        """When each fault was recovered from, and what was played again for it, from the ticks."""
         from tests.chaos.faults import FAULTS
 
-        for one in self.struck:
-            if one.recovered_sec is None and not one.skipped and nimg > one.nimg:
-                one.recovered_sec = time.monotonic() - self._moments[id(one)]
-                begun = self.arm.resumed_nimg()
-                if FAULTS[one.kind].stops_workers and begun is not None:
-                    one.lost_nimg = max(0, one.nimg - begun)
+        resumed = self.arm.resumptions()
+        for one, moment in zip(self.struck, self._moments, strict=True):
+            if one.skipped:
+                continue
+            stops = FAULTS[one.kind].stops_workers
+            one.recovered_sec = seconds_to_recover(self.ticks, moment, silenced=stops)
+            begun = [nimg for at, nimg in resumed if at > moment]
+            if stops and one.recovered_sec is not None and begun:
+                reached = [nimg for at, nimg in self.ticks if at < moment + one.recovered_sec]
+                one.lost_nimg = max(0, max(reached, default=one.nimg) - begun[0])
 
     def _tend(self) -> None:
         """Does what is due, and looks after the other commands."""
@@ -259,3 +274,19 @@ class Scene:
             with contextlib.suppress(psutil.Error):
                 psutil.Process(int(line.split()[0])).kill()
         self._log.close()
+
+
+def seconds_to_recover(
+    ticks: list[tuple[float, int]], moment: float, *, silenced: bool
+) -> float | None:
+    """From a fault to the next tick beyond all earlier ones; None where there is none.
+
+    Workers that lost their controller play on for a moment: where a fault silences the run, it is
+    the first tick after the silence that counts. `ticks` holds (time, nimg), both increasing.
+    """
+    after = [at for at, _ in ticks if at > moment]
+    if silenced:
+        for before, now in pairwise([moment, *after]):
+            if now - before > SILENCE_SEC and before < moment + NOTICED_SEC:
+                return now - moment
+    return after[0] - moment if after else None

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,6 +45,7 @@ class Stand:
         self.folder, self.storage = folder, storage
         self._ends = ExitStack()
         self._mlflow = ExitStack()
+        self._restarting: threading.Thread | None = None
         self._nodes: Nodes | None = None
 
     def __enter__(self) -> Stand:
@@ -83,12 +85,21 @@ class Stand:
         if hasattr(self, "mlflow"):
             self.mlflow.upstream = self._mlflow_uri
 
+    def restart_mlflow(self) -> None:
+        """The same, without waiting for it."""
+        self._restarting = threading.Thread(target=self.start_mlflow)
+        self._restarting.start()
+
     def kill_mlflow(self) -> None:
         """SIGKILL to the server and its workers."""
+        if self._restarting is not None:  # a second blow while it starts
+            self._restarting.join()
         self._mlflow.close()
 
     def heal(self) -> None:
         """As if nothing had been broken: for the next run."""
+        if self._restarting is not None:
+            self._restarting.join()
         self.mlflow.mode = "pass"
         if self.s3 is not None:
             self.s3.mode = "pass"

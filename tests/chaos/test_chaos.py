@@ -17,6 +17,7 @@ from tests.chaos.faults import FAULTS, kinds
 from tests.chaos.game import ROOT, STAGES
 from tests.chaos.ours import curves_differ, points_differ, weights_differ
 from tests.chaos.proxy import Proxy
+from tests.chaos.scene import seconds_to_recover
 from tests.chaos.schedule import EARLIEST, LATEST, exponential, schedule
 
 
@@ -62,6 +63,14 @@ def test_faults_of_a_poisson_process_are_as_far_apart_as_their_mean():
     moments = [at for at, _, _ in exponential(0, mean_sec=2, within_sec=20_000, kinds=["a"])]
     assert len(moments) == pytest.approx(10_000, rel=0.03)
     assert moments == sorted(moments)
+
+
+def test_a_run_has_recovered_with_its_first_tick_after_the_silence():
+    ticks = [(0.0, 10), (1.0, 20), (1.5, 30), (9.0, 40), (9.5, 50)]
+    assert seconds_to_recover(ticks, 1.2, silenced=True) == pytest.approx(7.8)
+    assert seconds_to_recover(ticks, 1.2, silenced=False) == pytest.approx(0.3)
+    assert seconds_to_recover(ticks, 9.2, silenced=True) == pytest.approx(0.3)
+    assert seconds_to_recover(ticks, 9.6, silenced=True) is None
 
 
 def test_a_lost_a_doubled_and_a_changed_point_are_told_apart():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def train_func(config: dict[str, Any]) -> None:
             part.load_state_dict(state[name])
         begin = state["epoch"] + 1
     if first:
-        (folder / "resumed").write_text(str(begin * IMAGES))
+        with (folder / "resumed").open("a") as file:
+            file.write(f"{time.time()} {begin * IMAGES}\n")
         mlflow.set_tracking_uri(config["mlflow"])
         mlflow.set_experiment("plain")
         mlflow.start_run(run_name=config["name"])
