@@ -12,7 +12,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 TICK_KIMG = 0.128
 CHECKPOINT_SEC = 2
-HANG_SEC = 6
+HANG_SEC = 8
 
 EXPERIMENT = f"""
 name = "chaos"
@@ -38,10 +38,11 @@ tick_kimg = {TICK_KIMG}
 images = 200
 every_kimg = 2
 [checkpoint]
-every_kimg = 2
+every_sec = {CHECKPOINT_SEC}
 [cluster]
 workers = 2
 max_failures = 20
+hang_sec = {HANG_SEC}
 """
 
 

@@ -71,7 +71,7 @@ class Scene:
         self.wrong: list[str] = []
         self.starts = 0
         self.ticks: list[tuple[float, int]] = []  # when the run was seen to be how far
-        self._moments: list[float] = []  # of each of `struck`
+        self.moments: list[float] = []  # of each of `struck`
         self._started = 0.0
         self.said: list[str] = []
         self._before = {p.pid for p in processes.family()}
@@ -197,7 +197,7 @@ class Scene:
         self._note(nimg)
         one = Struck(planned.kind, self.plan.name, nimg)
         self.struck.append(one)
-        self._moments.append(time.time())
+        self.moments.append(time.time())
         fault = FAULTS[planned.kind]
         if self.arm.arm not in fault.arms:
             one.skipped = "not for this arm"
@@ -223,7 +223,7 @@ class Scene:
         from tests.chaos.faults import FAULTS
 
         resumed = self.arm.resumptions()
-        for one, moment in zip(self.struck, self._moments, strict=True):
+        for one, moment in zip(self.struck, self.moments, strict=True):
             if one.skipped:
                 continue
             stops = FAULTS[one.kind].stops_workers
