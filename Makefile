@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo check test test-fast bench clean
+.PHONY: install demo check test test-fast bench chaos soak clean
 
 install: .venv/.installed
 
@@ -39,6 +39,12 @@ test-fast: install  ## without Ray, servers and other processes
 
 bench: install  ## ratios for MEASUREMENTS.md
 	$(BIN)/python -m tests.bench
+
+chaos: install  ## N seeded faults on real runs; the table for MEASUREMENTS.md in chaos.md
+	$(BIN)/python -m tests.chaos --faults $(or $(N),100) --seed $(or $(SEED),0) --table chaos.md
+
+soak: install  ## ten minutes of faults that come as they like
+	$(BIN)/python -m tests.chaos soak --minutes $(or $(MINUTES),10) --mttf $(or $(MTTF),120)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
