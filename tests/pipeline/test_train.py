@@ -35,7 +35,10 @@ def assert_same_end(run: Run, undisturbed: Run) -> None:
 
     def curve(r: Run) -> list:
         return [
-            (line.nimg, {k: v for k, v in line.metrics.items() if not k.startswith("speed/")})
+            (
+                line.nimg,
+                {k: v for k, v in line.metrics.items() if not k.startswith(("speed/", "host/"))},
+            )
             for line in r.journal()
         ]
 
