@@ -30,6 +30,7 @@ PART_BYTES = 16 * 2**20
 MAX_PARTS = 10_000
 NUM_THREADS = 4
 PIECE_BYTES = 2**20  # of a download
+PAGE_KEYS = 1000  # of a listing; the store's own limit
 TIDY_SEC = 10  # for what may as well be done later
 MAX_UPLOADS = 5  # of one object, where others keep aborting them
 log = logging.getLogger(__name__)
@@ -69,8 +70,9 @@ class Bucket(Storage):
 
     def names(self, prefix: str = "") -> list[str]:
         top = self._key(prefix)
+        below = f"{top}/" if top else ""
         keys = self._all(
-            "list_objects_v2", "Contents", Prefix=f"{top}/" if top else "", field="Key"
+            "list_objects_v2", "Contents", Prefix=below, MaxKeys=PAGE_KEYS, field="Key"
         )
         start = len(self.prefix) + 1 if self.prefix else 0
         return sorted(key[start:] for key in keys if not key.endswith("/"))

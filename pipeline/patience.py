@@ -168,7 +168,8 @@ class Patience:
             raise UploadGone from error
         if status == 404 and code != "NoSuchBucket":
             raise FileNotFoundError(f"{what}: not there") from error
-        forget_client()
+        if status in (400, 401, 403):
+            forget_client()  # the next call reads the credentials again
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         remedy = REMEDIES.get(code) or REMEDIES.get(STATUS_REMEDIES.get(status, ""))
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):

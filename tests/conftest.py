@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from gan.config import (
 )
 from pipeline.dataset import ShardSet
 from pipeline.shards import write_shards
+from tests.pipeline.servers import BUCKET, S3, Missing, make_bucket, or_skip, s3
 
 
 def small_game(**changes) -> GameConfig:
@@ -56,3 +60,25 @@ def stripes(tmp_path_factory) -> ShardSet:
     return write_shards(
         str(folder), striped_images(100), classes=("left", "right"), origin={"source": "stripes"}
     )
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[S3]:
+    """A real S3 store for the whole run, with BUCKET in it. (After a kill of its gateway another
+    bucket takes half a minute to make; objects do not.)
+    """
+    with ExitStack() as running:
+        try:
+            store = running.enter_context(s3())
+        except Missing as error:
+            or_skip(error)
+        make_bucket(store, BUCKET)
+        yield store
+
+
+@pytest.fixture
+def s3_uri(ceph, monkeypatch) -> str:
+    """A place of its own in BUCKET; the store's variables are set."""
+    for name, value in ceph.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"

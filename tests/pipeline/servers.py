@@ -12,6 +12,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from urllib.parse import urlsplit
 import pytest
 
 PATIENCE_SEC = 180
+BUCKET = "tests"  # that every test may use
 CEPH_PROGRAMS = (
     "ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin",
 )  # fmt: skip
@@ -205,9 +207,34 @@ rgw thread pool size = 16
 """
 
 
+class S3(dict[str, str]):
+    """The environment that clients of a running gateway need, and the gateway in your hand."""
+
+    start: Callable[[], subprocess.Popen]  # starts a gateway and waits for it
+    gateway: subprocess.Popen
+
+    def kill(self) -> None:
+        """SIGKILL to the gateway: what it was doing is lost, what it answered is stored."""
+        os.killpg(self.gateway.pid, signal.SIGKILL)
+        self.gateway.wait()
+
+    def restart(self) -> None:
+        """A new gateway in the place of the one that was killed."""
+        self.gateway = self.start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The gateway holds its connections and answers nothing within the block."""
+        os.killpg(self.gateway.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.gateway.pid, signal.SIGCONT)
+
+
 @contextmanager
-def s3() -> Iterator[dict[str, str]]:
-    """Ceph's object gateway over an in-memory store; gives the environment that clients need."""
+def s3() -> Iterator[S3]:
+    """Ceph's object gateway over an in-memory store; see S3 for what it gives."""
     missing = [name for name in CEPH_PROGRAMS if shutil.which(name) is None]
     if missing:
         raise Missing(
@@ -266,14 +293,19 @@ def s3() -> Iterator[dict[str, str]]:
             return b"1 up" in done.stdout
 
         wait_until(is_up, "ceph-osd", processes=(osd,), log=log)
-        gateway = daemon("radosgw", "-n", "client.rgw")
-        wait_until(lambda: listens(port), "radosgw", processes=(gateway,), log=log)
+
+        def gateway() -> subprocess.Popen:
+            started = daemon("radosgw", "-n", "client.rgw")
+            wait_until(lambda: listens(port), "radosgw", processes=(started,), log=log)
+            return started
+
+        first = gateway()
         access, secret = "forger-test", secrets.token_hex(20)
         must(
             "radosgw-admin", "user", "create", "--uid=forger", "--display-name=forger",
             f"--access-key={access}", f"--secret={secret}",
         )  # fmt: skip
-        yield {
+        env_of_clients = S3({
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": access,
             "AWS_SECRET_ACCESS_KEY": secret,
@@ -281,7 +313,9 @@ def s3() -> Iterator[dict[str, str]]:
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
             "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
             "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        })  # fmt: skip
+        env_of_clients.start, env_of_clients.gateway = gateway, first
+        yield env_of_clients
 
 
 def make_bucket(env: dict[str, str], name: str) -> None:

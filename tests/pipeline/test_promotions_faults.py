@@ -42,7 +42,6 @@ from tests.pipeline.servers import (
     mlflow_server,
     or_skip,
     postgres,
-    s3,
 )
 
 pytestmark = pytest.mark.slow
@@ -80,17 +79,16 @@ def log_of(person: Person, model: str) -> PromotionLog:
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory) -> Iterator[Team]:
+def team(tmp_path_factory, ceph) -> Iterator[Team]:
     """The server, with NUM_CANDIDATES candidates that the trainer registered."""
     before = dict(os.environ)
     folder = tmp_path_factory.mktemp("server")
     with ExitStack() as running:
         try:
             databases = running.enter_context(postgres("mlflow", "auth"))
-            store = running.enter_context(s3())
         except Missing as error:
             or_skip(error)
-        make_bucket(store, "models")
+        make_bucket(ceph, "models")
         uri = running.enter_context(
             mlflow_server(
                 databases["mlflow"],
@@ -98,7 +96,7 @@ def team(tmp_path_factory) -> Iterator[Team]:
                 folder,
                 workers=2,
                 auth_database=databases["auth"],
-                env=store,
+                env=ceph,
             )
         )
         admin = Person(uri, *ADMIN)

@@ -1,0 +1,122 @@
+"""A bucket behind a network that fails: patience where it helps, a clear end where it does not."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.bucket import Bucket
+from pipeline.storage import StorageError
+from tests.pipeline.proxy import FaultyProxy
+from tests.pipeline.servers import BUCKET
+
+pytestmark = pytest.mark.slow
+DATA = random.Random(0).randbytes(16 * 2**20)
+
+
+@pytest.fixture
+def proxy(ceph, s3_uri, monkeypatch) -> Iterator[FaultyProxy]:
+    monkeypatch.setattr("pipeline.patience.READ_SEC", 1)
+    monkeypatch.setattr("pipeline.patience.FIRST_PAUSE_SEC", 0.05)
+    monkeypatch.setattr("pipeline.bucket.LARGE_BYTES", 6 * 2**20)
+    monkeypatch.setattr("pipeline.bucket.PART_BYTES", 5 * 2**20)
+    with FaultyProxy(ceph["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.uri)
+        yield proxy
+
+
+@pytest.fixture
+def storage(proxy) -> Bucket:
+    return Bucket(BUCKET, uuid.uuid4().hex, retry_sec=20)
+
+
+def test_a_burst_of_503_is_ridden_through(proxy, storage):
+    proxy.mode = "503"
+    threading.Timer(1.5, lambda: setattr(proxy, "mode", None)).start()
+    storage.write("name", b"1")
+    assert storage.read("name") == b"1"
+    assert len(proxy.faults) > 2
+
+
+@pytest.mark.parametrize("mode", ["503", "cut", "lost", "silent"])
+def test_a_store_that_never_comes_back_is_given_up_after_the_deadline(proxy, mode):
+    storage = Bucket(BUCKET, uuid.uuid4().hex, retry_sec=1)
+    storage.write("name", b"old")
+    proxy.mode = mode
+    for call in (lambda: storage.read("name"), lambda: storage.names()):
+        begun = time.monotonic()
+        with pytest.raises(StorageError, match=r"given up after \d+ attempts, 1 s without"):
+            call()
+        assert time.monotonic() - begun < 8
+    proxy.mode = None
+    assert storage.read("name") == b"old"
+
+
+@pytest.mark.parametrize("mode", ["503", "cut", "lost"])
+def test_large_objects_come_and_go_whole_through_many_faults(proxy, storage, mode):
+    storage.write("name", b"old")
+    proxy.mode, proxy.share = mode, 0.3
+    storage.write("name", DATA)
+    assert storage.read("name") == DATA
+    with storage.local("name") as path:
+        assert path.read_bytes() == DATA
+    with storage.publishing("other") as path:
+        path.write_bytes(DATA)
+    assert storage.names() == ["name", "other"]
+    proxy.mode = None
+    assert proxy.faults
+    assert storage.read("other") == DATA
+    assert storage.sweep() == []
+
+
+def test_a_download_that_is_cut_goes_on_where_it_was(proxy):
+    storage = Bucket(BUCKET, uuid.uuid4().hex, retry_sec=0.5)  # it gets on each time
+    storage.write("name", DATA)
+    proxy.mode = "cut"
+    proxy.applies = lambda method, path: method == "GET" and len(proxy.faults) < 4
+    assert storage.read("name") == DATA
+    assert len(proxy.faults) == 4
+
+
+def test_an_upload_in_parts_that_fails_leaves_nothing_behind(proxy):
+    storage = Bucket(BUCKET, uuid.uuid4().hex, retry_sec=1)
+    storage.write("name", b"old")
+    proxy.mode = "503"
+    proxy.applies = lambda method, path: "partNumber=3" in path
+    with pytest.raises(StorageError, match="given up"):
+        storage.write("name", DATA)
+    assert storage.read("name") == b"old"
+    assert storage.sweep() == []
+
+
+@pytest.mark.parametrize("lost", ["uploads", "uploadId"], ids=["beginning", "completion"])
+def test_an_upload_whose_success_was_lost_is_known_as_its_own(proxy, storage, lost):
+    proxy.mode = "lost"
+    proxy.applies = lambda method, path: (
+        method == "POST" and f"{lost}" in path and not proxy.faults
+    )
+    storage.write("name", DATA)
+    assert len(proxy.faults) == 1
+    assert storage.read("name") == DATA
+    assert storage.sweep() == []
+
+
+def test_a_creation_whose_success_was_lost_is_known_as_its_own(proxy, storage):
+    proxy.mode = "lost"
+    proxy.applies = lambda method, path: method == "PUT" and not proxy.faults
+    assert storage.create("name", b"mine")
+    assert len(proxy.faults) == 1
+    assert not storage.create("name", b"another's")
+    assert storage.read("name") == b"mine"
+
+
+def test_slow_answers_are_waited_for(proxy, storage):
+    proxy.mode, proxy.slow_sec = "slow", 0.3
+    storage.write("name", b"1")
+    assert storage.read("name") == b"1"
+    assert len(proxy.faults) == 2
