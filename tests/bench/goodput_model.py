@@ -1,6 +1,6 @@
 """Simulated goodput against the checkpoint interval, for 8 to 4,096 GPUs; draws docs/goodput.png.
 
-`python -m tests.bench.goodput_model [--detect 1 --restart 8 --restore 1 --stall 0.05]`. Failures
+`python -m tests.bench.goodput_model [--detect 1 --restart 8 --restore 1 --stall 0.06]`. Failures
 are a Poisson process at published rates; what a fault costs is what tests.bench.checkpoint_cost
 measured. Not measured at these sizes: what restarting 4,096 GPUs costs is an argument.
 """
@@ -36,7 +36,7 @@ PLOT = Path(__file__).parents[2] / "docs/goodput.png"
 class Costs:
     """What checkpoints and faults cost, in seconds."""
 
-    stall_sec: float = 0.05  # the game stands still while a checkpoint is copied
+    stall_sec: float = 0.06  # the game stands still while a checkpoint is copied
     publish_sec: float = 2.0  # until it stands on storage; a fault before that loses it
     detect_sec: float = 1.0
     restart_sec: float = 8.0

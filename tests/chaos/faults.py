@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tests.chaos.schedule import Kind
 
 Injection = Callable[[Scene, random.Random], None]
 BOTH = ("forger", "plain")
+ASLEEP_SEC = 150  # the longest that a frozen driver sleeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +127,15 @@ def freeze_driver(scene: Scene, dice: random.Random) -> None:
     frozen.send_signal(signal.SIGSTOP)
     scene.command = scene.start()
 
-    def thaw() -> None:
-        if scene.command.poll() is None:  # the zombie wakes only after its successor is done
-            scene.later(2, thaw)
-        else:
-            frozen.send_signal(signal.SIGCONT)
+    asleep_since = time.monotonic()
 
-    scene.later(25, thaw)
+    def thaw() -> None:
+        if scene.arm.is_complete() or time.monotonic() - asleep_since > ASLEEP_SEC:
+            frozen.send_signal(signal.SIGCONT)  # the zombie wakes after its successor is done
+        else:
+            scene.later(2, thaw)
+
+    scene.later(2, thaw)
     scene.add_other(
         frozen,
         300,

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.checkpoint import latest_checkpoint, newest_nimg
 from pipeline.run import Run
-from pipeline.storage import open_storage
+from pipeline.storage import Folder, open_storage
 from tests.chaos.game import EXPERIMENT, STAGES, TOLERANCE, Stage
 from tests.chaos.stand import Stand
 
@@ -180,7 +180,7 @@ class Ours:
 
     def _litter(self) -> list[str]:
         names = self.storage.names()
-        if hasattr(self.storage, "root"):
+        if isinstance(self.storage, Folder):
             names += [p.name for p in self.storage.root.rglob("*.part")]
         odd = [
             name for name in names if name not in ALLOWED and not name.startswith(ALLOWED_FOLDERS)

@@ -30,7 +30,7 @@ class Proxy:
     def __init__(self, upstream: str, *, status: int = 503):
         self.upstream, self.status, self.mode = upstream, status, "pass"
         self.struck = 0  # requests that did not pass as they were
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -41,6 +41,13 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed in mid-sentence is what this is for."""
 
 
 def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
