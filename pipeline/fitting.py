@@ -39,9 +39,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64 * 2**20  # of one source image; more is refused from its header
 # The tone curve of sRGB (IEC 61966-2-1) at its 256 values.
 _CODES = np.arange(256) / 255
-TO_LINEAR = np.where(
-    _CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055) ** 2.4
-).astype(np.float32)
+TO_LINEAR = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055) ** 2.4).astype(
+    np.float32
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,9 @@ def fitted(picture: Image.Image, fitting: Fitting, *, copy_key: bool = False) ->
         raise BadImage(f"{width} x {height}, where --fit exact takes {size} x {size} only")
     if fitting.fit == "pad":
         if max(width, height) > size:
-            raise BadImage(f"{width} x {height} is larger than {size}, and --fit pad scales nothing")
+            raise BadImage(
+                f"{width} x {height} is larger than {size}, and --fit pad scales nothing"
+            )
         plain = _centred(plain, size)
     elif fitting.fit == "letterbox":
         enlarged = max(width, height) < size

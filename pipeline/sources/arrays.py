@@ -176,10 +176,7 @@ def open_npz(
                 able = [n for n, (s, _, d) in heads.items() if len(s) in (3, 4) and d in DTYPES]
                 if len(able) != 1:
                     raise ConfigError(
-                        [
-                            f"{shown} holds {shapes}; name the array of images with "
-                            f"--image-column"
-                        ]
+                        [f"{shown} holds {shapes}; name the array of images with --image-column"]
                     )
                 image_name = able[0]
             if image_name not in heads:

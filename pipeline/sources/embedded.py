@@ -55,7 +55,7 @@ def open_embedded(name: str, scratch: Scratch) -> Source:
 
 @lru_cache(1)
 def _faces() -> dict[str, Any]:
-    from pipeline.shards import read_table
+    from pipeline.arrow_files import read_table
 
     return read_table(_folder() / "pixfaces16_2048.parquet")
 

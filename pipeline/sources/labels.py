@@ -136,7 +136,7 @@ def read_table_of_labels(
             text = StringIO(data.decode("utf-8-sig"), newline="")
             rows = list(csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ","))
         elif suffix == ".parquet":
-            from pipeline.shards import read_table
+            from pipeline.arrow_files import read_table
 
             columns = read_table(BytesIO(data))
             rows = [
@@ -194,5 +194,7 @@ def _found(row: dict[str, Any], usual: tuple[str, ...], file: str, what: str) ->
             return name
     option = "--name-column" if what == "names" else "--label-column"
     raise ConfigError(
-        [f"{file} has the columns {', '.join(map(str, row))}; say with {option} which holds {what}"]
+        [
+            f"{file} has the columns {', '.join(map(str, row))}; say with {option} which holds {what}"
+        ]
     )

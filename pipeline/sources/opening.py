@@ -169,9 +169,7 @@ def _folder(storage: Storage, names: list[str], wanted: Wanted) -> Source:
 
 def _archive(archive: Archive, wanted: Wanted, shown: str, stamp: str) -> Source:
     if not archive.names and not archive.refused:
-        raise ConfigError(
-            [f"{shown} holds no images ({', '.join(sorted(files.SUFFIXES))})"]
-        )
+        raise ConfigError([f"{shown} holds no images ({', '.join(sorted(files.SUFFIXES))})"])
     inner = None
     if wanted.labels is None:
         found = next((n for n in archive.others if PurePosixPath(n).name == STYLEGAN), None)

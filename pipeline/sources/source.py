@@ -118,13 +118,8 @@ class Scratch:
         return path
 
     def clear(self) -> None:
-        """Removes all of it, and the folders above that are left empty."""
+        """Removes all of it."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        for parent in self._folder.parents[:2]:
-            try:
-                parent.rmdir()
-            except OSError:  # it holds something, or was never there
-                return
 
 
 def stamp_of_files(paths: Sequence[Path]) -> list[str]:
