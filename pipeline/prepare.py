@@ -1,264 +1,386 @@
-"""Stage: images from wherever they are to checksummed shards."""
+"""Stage: images from wherever they are to checksummed shards, and a report on them."""
 
 from __future__ import annotations
 
-import gzip
+import hashlib
+import json
 import logging
-import warnings
+import re
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.resources import files
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from gan.config import ConfigError
-from pipeline.arrow_files import read_table
-from pipeline.dataset import ShardSet
-from pipeline.shards import write_shards
+from gan.randomness import derive_seed
+from pipeline.copies import without_copies
+from pipeline.dataset import INDEX, Encoding, ShardSet, open_shards
+from pipeline.fitting import Filter, Fit, Fitting, decode, is_grey
+from pipeline.order import permute
+from pipeline.parts import file_sha256, finished_parts, forget_parts, publish_parts
+from pipeline.prepare_report import Report, write_report
+from pipeline.sources.opening import Wanted, opened
+from pipeline.sources.source import BadImage, Scratch, Source
+from pipeline.storage import LOCK, Folder, Storage, open_storage
+from pipeline.units import Done, Job, Unit, images_per_unit
+from pipeline.workforce import each_unit
 
 log = logging.getLogger(__name__)
 
-Fit = Literal["crop", "pad"]
-Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
-Progress = Callable[[int, int], None]
+PLAN = 1  # of the rules by which pixels and their order come about
+HELD_OUT = "held-out"  # the set within the set
+WORKSHOP = "preparing"  # of what is unpacked, and of the lock
+RAW_UP_TO_PX = 64
+LOOKED_AT = 64  # images that tell size and channels where they are not given
+NAMED_IN_INDEX = 1000
+NAMED_IN_ERROR = 20
 
-FILTERS = {
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-MAX_PIXELS = 64 * 2**20  # of one source image; more is refused from its header
-EMBEDDED = ("digits", "faces")
-FACES = ("short hair", "short hair, glasses", "long hair", "long hair, glasses")
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Images by number: `load` gives the picture and its label, -1 where there is none."""
+class _Set:
+    """One of the two sets that are made: where, and which images, in order."""
 
-    name: str
-    names: tuple[str, ...]
-    load: Callable[[int], tuple[Image.Image, int]]
-    classes: tuple[str, ...]
+    uri: str
+    images: np.ndarray
 
 
 def prepare(
     source: str,
     destination: str,
     *,
-    labels: str | None = None,
+    wanted: Wanted | None = None,
     size_px: int | None = None,
-    channels: int | None = None,
+    channels: Literal[1, 3] | None = None,
     fit: Fit = "crop",
     filter: Filter = "lanczos",
+    linear: bool = False,
+    encoding: Encoding | None = None,
+    held_out: float = 0.0,
+    dedupe: bool = False,
+    keep_order: bool | None = None,
+    max_bad: str = "10%",
+    processes: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> ShardSet:
-    """Makes a shard set at `destination` from `source` and returns it.
+    """Makes a shard set at `destination` from `source`, and returns it; goes on where a run of the
+    same settings was killed.
 
-    `source` is 'embedded:digits', 'embedded:faces', an IDX file of images (`labels` names its
-    pair, or it is found beside it) or a folder whose sub-folders are classes. `fit` 'crop' cuts
-    the middle square and scales it by `filter`; 'pad' scales nothing and puts a black border
-    around. Without `size_px`, the first image's size counts; where no network plays that size, it
-    is padded to the next one that is. Unreadable images are set aside, named in the index and in
-    the log. Raises ConfigError where nothing can be prepared.
+    `source` is a folder, a zip or tar, an IDX or NumPy file, Parquet or Arrow, an s3:// prefix of
+    any of these, 'embedded:digits' or 'embedded:faces'; `wanted` says which part of it. Pixels are
+    made by the rules of `pipeline.fitting`. Without `size_px`, the first image's size counts; where
+    no network plays that size, it is padded to the next one that is. Without `channels` it is 3
+    where any of the first images looked at has colour. Without `encoding` it is 'raw' up to 64 px
+    and 'webp' (lossless) above.
+
+    The share `held_out` of the images, by a hash of their keys, becomes a set of its own at
+    `destination`/held-out. `dedupe` keeps the first of images whose decoded pixels are equal.
+    Images are shuffled, once and for all, unless `keep_order` (which embedded sets have by
+    default): a window of neighbours is then as good as a random choice. What cannot be used is set
+    aside and named in `destination`/report.json, with counts, and shown in report.html; over
+    `max_bad` (a number, or a share as '10%') the run stops.
+
+    The result does not depend on `processes`. Raises ConfigError where nothing can be prepared,
+    where too much is bad, or where another set is at `destination`.
     """
-    images = open_source(source, labels=labels)
-    first = _first_readable(images)
-    if size_px is None:
-        size_px, fit = _default_size(first, fit)
-    if channels is None:
-        channels = 1 if first.mode in ("L", "1", "I;16", "I;16B", "I") else 3
-    set_aside: list[dict[str, str]] = []
+    if not 0 <= held_out < 1:
+        raise ConfigError([f"held-out must be a share from 0 to below 1, got {held_out}"])
+    allowed = _allowed(max_bad)
+    storage = open_storage(destination)
+    with (
+        _workshop(storage) as scratch,
+        opened(source, wanted or Wanted(), scratch=scratch) as images,
+    ):
+        if not len(images):
+            raise ConfigError([f"{images.name} holds no image that may be read, see its members"])
+        fitting = _fitting(images, size_px, channels, fit, filter, linear)
+        encoding = encoding or ("raw" if fitting.size_px <= RAW_UP_TO_PX else "webp")
+        if keep_order is None:
+            keep_order = source.startswith("embedded:")
+        settings = {
+            "fitting": asdict(fitting),
+            "encoding": encoding,
+            "held_out": held_out,
+            "dedupe": dedupe,
+            "order": "kept" if keep_order else "shuffled",
+        }
+        plan = _plan(images, settings)
+        if (whole := _already(storage, plan)) is not None:
+            return whole
+        sets = _sets(images, storage, held_out, keep_order)
+        for one in sets[1:]:
+            _already(open_storage(one.uri), plan)
+        job = Job(source=images, fitting=fitting, encoding=encoding, plan=plan, dedupe=dedupe)
+        report = Report(source=images.name, settings=settings, classes=images.classes)
+        report.refuse(images.refused)
+        done = _do(
+            job, sets, report, allowed(len(images) + len(images.refused)), processes, progress
+        )
+        if dedupe:
+            done = without_copies(done, job, report)
+        return _publish(done, sets, job, report, storage)
+
+
+def _do(
+    job: Job,
+    sets: list[_Set],
+    report: Report,
+    allowed: float,
+    processes: int | None,
+    progress: Progress,
+) -> list[Done]:
+    """All units, those of an earlier run too, in order. Raises ConfigError where too many images
+    are bad.
+    """
+    total = sum(len(one.images) for one in sets)
+    through, done = 0, []
+
+    def tick(count: int) -> None:
+        nonlocal through
+        through += count
+        progress(through, total)
+
+    def keep(one: Done) -> None:
+        done.append(one)
+        report.add(one)
+        if len(report.set_aside) > allowed:
+            raise ConfigError([_too_many(report, allowed, sets[0].uri)])
+
+    todo = []
+    for one in sets:
+        known = _finished(open_storage(one.uri), job.plan)
+        shape = job.fitting.size_px**2 * job.fitting.channels
+        step = images_per_unit(len(one.images), shape)
+        for number, start in enumerate(range(0, len(one.images), step)):
+            unit = Unit(one.uri, number, one.images[start : start + step])
+            if (part := known.get(number)) is None:
+                todo.append(unit)
+                continue
+            keep(Done(one.uri, number, part, part.note))
+            tick(len(unit.images))
+    if done:
+        log.info("%d finished shards of an earlier run are kept", len(done))
+    if len(report.set_aside) > allowed:
+        raise ConfigError([_too_many(report, allowed, sets[0].uri)])
+    for one in each_unit(job, todo, processes=processes, tick=tick):
+        keep(one)
+    order = {one.uri: place for place, one in enumerate(sets)}
+    return sorted(done, key=lambda one: (order[one.uri], one.number))
+
+
+def _finished(storage: Storage, plan: str) -> dict[int, Any]:
+    """Parts of this plan whose shards are whole; records of other plans, and their shards, go."""
+    found = finished_parts(storage, plan=plan)
+    whole = {}
+    for number, part in found.items():
+        with storage.local(part.shard.file) as path:
+            if file_sha256(path) == part.shard.sha256:
+                whole[number] = part
+            else:
+                log.warning("%s is damaged and is made again", part.shard.file)
+    if not found:
+        _forget_shards(storage)
+        forget_parts(storage)
+    return whole
+
+
+def _forget_shards(storage: Storage) -> None:
+    """Deletes shards that no index names: an abandoned run's."""
+    kept = set()
+    if storage.exists(INDEX):
+        kept = {shard.file for shard in open_shards(storage.uri).shards}
+    for name in storage.names():
+        if re.fullmatch(r"shard-\d{5,}-[0-9a-f]{12}\.arrow", name) and name not in kept:
+            storage.delete(name)
+
+
+def _publish(
+    done: list[Done], sets: list[_Set], job: Job, report: Report, storage: Storage
+) -> ShardSet:
+    """The held-out set, the report and, last, the set itself."""
+    results: dict[str, ShardSet] = {}
     origin = {
-        "source": images.name,
-        "fit": fit,
-        "filter": filter,
-        "set_aside": set_aside,
+        "source": job.source.name,
+        "fit": job.fitting.fit,
+        "filter": job.fitting.filter + (" on linear values" if job.fitting.linear else ""),
+        "order": report.settings["order"],
+        "plan": job.plan,
+        "set_aside": report.named(NAMED_IN_INDEX),
+        "num_set_aside": len(report.set_aside),
+        "num_copies": len(report.copies),
+        "num_enlarged": report.enlarged,
     }
+    parts = {one.uri: [d.part for d in done if d.uri == one.uri and d.part] for one in sets}
+    for one in sets:
+        if not parts[one.uri]:
+            write_report(storage, report, None)
+            raise ConfigError([f"none of the {len(one.images)} images for {one.uri} can be used"])
+    write_report(storage, report, (parts[sets[0].uri], job))
+    apart = sum(p.shard.num_images for one in sets[1:] for p in parts[one.uri])
+    origin["num_held_out"] = apart
+    for one in reversed(sets):
+        here = open_storage(one.uri)
+        results[one.uri] = publish_parts(
+            here, parts[one.uri], classes=job.source.classes, encoding=job.encoding, origin=origin
+        )
+        _forget_shards(here)
+    return results[sets[0].uri]
 
-    def converted() -> Iterator[tuple[np.ndarray, int]]:
-        for number, name in enumerate(images.names):
-            try:
-                picture, label = images.load(number)
-                yield _fitted(picture, size_px, channels, fit=fit, filter=filter), label
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                set_aside.append({"image": name, "reason": str(error)})
-                log.warning("set aside %s: %s", name, error)
-            progress(number + 1, len(images.names))
 
-    return write_shards(destination, converted(), classes=images.classes, origin=origin)
+def _already(storage: Storage, plan: str) -> ShardSet | None:
+    """The set that is at the destination, where it was made by this very plan.
 
-
-def open_source(source: str, *, labels: str | None = None) -> Source:
-    """Finds out what `source` is. Raises ConfigError where it is nothing that can be read."""
-    kind, _, name = source.partition(":")
-    if kind == "embedded":
-        return _embedded(name)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _folder(path)
-    if path.is_file():
-        return _idx(path, Path(labels) if labels else _idx_pair(path))
+    Raises ConfigError where it is another one: sooner than after the work.
+    """
+    if not storage.exists(INDEX):
+        return None
+    old = open_shards(storage.uri)
+    if old.origin.get("plan") == plan:
+        forget_parts(storage)
+        _forget_shards(storage)
+        return old
     raise ConfigError(
         [
-            f"SRC must be a folder of images, an IDX file or one of "
-            f"{', '.join('embedded:' + name for name in EMBEDDED)}, "
-            f"got {source!r}, which does not exist"
+            f"{storage.uri} already holds another data set ({old.num_images} images, digest "
+            f"{old.digest[:12]}), of other images or settings; choose another place or delete it"
         ]
     )
 
 
-def _embedded(name: str) -> Source:
-    folder = Path(str(files("pipeline") / "embedded"))
-    if name == "digits":
-        source = _idx(folder / "t10k-images-idx3-ubyte.gz", folder / "t10k-labels-idx1-ubyte.gz")
-        return Source("embedded:digits", source.names, source.load, source.classes)
-    if name == "faces":
-        table = read_table(folder / "pixfaces16_2048.parquet")
-        pixels = table["image"].reshape(-1, 16, 16, 3)
-
-        def load(number: int) -> tuple[Image.Image, int]:
-            return Image.fromarray(pixels[number]), table["label"][number]
-
-        return Source("embedded:faces", _numbered(len(pixels)), load, FACES)
-    raise ConfigError([f"embedded data sets are {' and '.join(EMBEDDED)}, got {name!r}"])
-
-
-def _numbered(count: int) -> tuple[str, ...]:
-    return tuple(f"#{number}" for number in range(count))
-
-
-def _idx(path: Path, labels_path: Path | None) -> Source:
-    pixels = _read_idx(path, dimensions=3)
-    labels = None
-    if labels_path is not None:
-        labels = _read_idx(labels_path, dimensions=1)
-        if len(labels) != len(pixels):
-            raise ConfigError(
-                [f"{path} holds {len(pixels)} images but {labels_path} {len(labels)} labels"]
-            )
-
-    def load(number: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(pixels[number]), -1 if labels is None else int(labels[number])
-
-    classes = () if labels is None else tuple(str(c) for c in range(int(labels.max()) + 1))
-    return Source(str(path), _numbered(len(pixels)), load, classes)
-
-
-def _idx_pair(path: Path) -> Path | None:
-    """The labels that LeCun's naming puts beside the images."""
-    pair = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    return pair if pair != path and pair.is_file() else None
-
-
-def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
-    """An IDX array of bytes: magic 0 0 8 ndim, sizes as big-endian uint32, then the values."""
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
-        raise ConfigError([f"{path} cannot be read: {error}"]) from None
-    start = 4 + 4 * dimensions
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
+def _sets(images: Source, storage: Storage, held_out: float, keep_order: bool) -> list[_Set]:
+    """Which images go where, in order. Raises ConfigError where a set would have none."""
+    numbers = np.arange(len(images))
+    if not held_out:
+        return [_Set(storage.uri, _ordered(numbers, keep_order))]
+    apart = np.array([_share_of(images.key(number)) < held_out for number in range(len(images))])
+    if apart.all() or not apart.any():
         raise ConfigError(
             [
-                f"{path} is not an IDX file of bytes with {dimensions} dimensions, "
-                f"nor a folder of images"
+                f"held-out = {held_out} of {len(images)} images leaves "
+                f"{int(apart.sum())} held out and {int((~apart).sum())} to train on"
             ]
         )
-    shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
-    if len(data) != start + shape.prod():
-        raise ConfigError(
-            [
-                f"{path} is cut short: its header promises {shape.prod()} bytes, "
-                f"{len(data) - start} follow"
-            ]
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    return [
+        _Set(storage.uri, _ordered(numbers[~apart], keep_order)),
+        _Set(storage.below(HELD_OUT).uri, _ordered(numbers[apart], keep_order)),
+    ]
 
 
-def _folder(path: Path) -> Source:
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        raise ConfigError(
-            [f"{path} holds no images ({', '.join(sorted(SUFFIXES))}), neither do its sub-folders"]
-        )
-    tops = [p.relative_to(path).parts[0] if p.parent != path else None for p in found]
-    if any(top is None for top in tops) and any(top is not None for top in tops):
-        raise ConfigError(
-            [
-                f"{path} has images both at its top and in sub-folders; sub-folders are classes, "
-                f"so move {next(p for p in found if p.parent == path).name} and the like into one"
-            ]
-        )
-    classes = tuple(sorted({top for top in tops if top is not None}))
-
-    def load(number: int) -> tuple[Image.Image, int]:
-        top = tops[number]
-        return _open_image(found[number]), -1 if top is None else classes.index(top)
-
-    names = tuple(p.relative_to(path).as_posix() for p in found)
-    return Source(str(path.resolve()), names, load, classes)
+def _share_of(key: str) -> float:
+    """A number in [0, 1) by the key alone: an image stays on its side when others come or go."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _open_image(path: Path) -> Image.Image:
-    """The image, decoded and upright. Raises OSError or ValueError where it is broken or too
-    large.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
-            image.load()
-            return ImageOps.exif_transpose(image)
+def _ordered(numbers: np.ndarray, keep_order: bool) -> np.ndarray:
+    if keep_order:
+        return numbers
+    places = np.arange(len(numbers))
+    return numbers[permute(places, size=len(numbers), key=derive_seed(PLAN, "ingest", 0))]
 
 
-def _first_readable(images: Source) -> Image.Image:
-    reason = ""
-    for number in range(len(images.names)):
+def _plan(images: Source, settings: dict[str, Any]) -> str:
+    said = {
+        "plan": PLAN,
+        "images": len(images),
+        "classes": images.classes,
+        "stamp": images.stamp,
+        "settings": settings,
+    }
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for number in range(len(images)):
         try:
-            return images.load(number)[0]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = f"{images.names[number]}: {error}"
-    raise ConfigError(
-        [f"none of the {len(images.names)} images can be read; the last one, {reason}"]
+            label = images.label(number)
+        except BadImage:
+            label = -2
+        digest.update(label.to_bytes(8, "big", signed=True))
+    return digest.hexdigest()
+
+
+def _fitting(
+    images: Source,
+    size_px: int | None,
+    channels: int | None,
+    fit: Fit,
+    filter: Filter,
+    linear: bool,
+) -> Fitting:
+    """How images are fitted; what is not given is taken from some of them, spread evenly."""
+    first, colour, reason = None, False, ""
+    for number in range(0, len(images), max(1, len(images) // LOOKED_AT)):
+        try:
+            picture = decode(images.load(number))
+        except (BadImage, OSError) as error:
+            reason = f"{images.key(number)}: {error}"
+            continue
+        first = first or picture.size
+        colour = colour or not is_grey(picture)
+        if (channels or colour) and first:
+            break
+    if first is None:
+        raise ConfigError([f"none of the {images.name} images can be read; one is {reason}"])
+    if size_px is None:
+        longest, size_px = max(first), 8
+        while size_px < longest:
+            size_px *= 2
+        if (size_px, size_px) != first:
+            fit = "pad"
+    return Fitting(
+        size_px=size_px,
+        channels=channels or (3 if colour else 1),
+        fit=fit,
+        filter=filter,
+        linear=linear,
     )
 
 
-def _default_size(first: Image.Image, fit: Fit) -> tuple[int, Fit]:
-    longest = max(first.size)
-    playable = 8
-    while playable < longest:
-        playable *= 2
-    return playable, "pad" if first.width != first.height or playable != longest else fit
+def _allowed(max_bad: str) -> Callable[[int], float]:
+    """How many images of so many may be bad. Raises ConfigError for what is neither a number nor a
+    share.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", max_bad.strip())
+    if found is None or (not found[2] and "." in found[1]):
+        raise ConfigError([f"max-bad must be a number or a share as '5%', got {max_bad!r}"])
+    number = float(found[1])
+    return lambda total: number / 100 * total if found[2] else number
 
 
-def _fitted(
-    picture: Image.Image, size_px: int, channels: int, *, fit: Fit, filter: Filter
-) -> np.ndarray:
-    """The picture as uint8 (size, size, channels). Raises ValueError where it does not fit."""
-    if picture.mode.startswith("I"):  # 16 bits: scaled, because Pillow's own conversion clips
-        wide = np.asarray(picture).astype(np.float64) / 65535 * 255
-        picture = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        rgba = picture.convert(
-            "RGBA"
-        )  # see-through parts are laid on white, as browsers show them
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if fit == "pad":
-        if max(picture.size) > size_px:
-            raise ValueError(f"{picture.width} x {picture.height} is larger than {size_px}")
-        page = Image.new(picture.mode, (size_px, size_px))
-        page.paste(picture, ((size_px - picture.width) // 2, (size_px - picture.height) // 2))
-        picture = page
-    elif picture.size != (size_px, size_px):
-        picture = ImageOps.fit(picture, (size_px, size_px), method=FILTERS[filter])
-    return np.asarray(picture).reshape(size_px, size_px, channels)
+def _too_many(report: Report, allowed: float, uri: str) -> str:
+    write_report(open_storage(uri), report, None)
+    named = [f"{one['image']}: {one['reason']}" for one in report.named(NAMED_IN_ERROR)]
+    more = len(report.set_aside) - len(named)
+    return (
+        f"{len(report.set_aside)} images cannot be used, more than --max-bad allows "
+        f"({int(allowed)}); mend or remove them, or allow more, and the same command goes on. "
+        + "; ".join(named)
+        + (f"; and {more} more, named in {uri}/report.json" if more else "")
+    )
+
+
+@contextmanager
+def _workshop(storage: Storage) -> Iterator[Scratch]:
+    """Where things are unpacked, held by one process at a time; nothing of it stays."""
+    made = isinstance(storage, Folder) and not storage.root.exists()
+    shop = storage.below(WORKSHOP)
+    try:
+        with shop.locked(f"another process is preparing data into {storage.uri}"):
+            if isinstance(storage, Folder):
+                try:
+                    yield Scratch(storage.root / WORKSHOP / "unpacked")
+                finally:
+                    shop.delete(LOCK)
+            else:
+                with tempfile.TemporaryDirectory(prefix="forger-prepare-") as folder:
+                    yield Scratch(Path(folder) / "unpacked")
+    finally:
+        if isinstance(storage, Folder):
+            for folder in (storage.root / WORKSHOP, *([storage.root] if made else [])):
+                try:
+                    folder.rmdir()
+                except OSError:  # it holds something
+                    break
