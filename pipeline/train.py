@@ -22,6 +22,7 @@ from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
 from pipeline.fits import TrainingError, play_on_ray
 from pipeline.journal import JournalLine
+from pipeline.lease import Lease, take
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
 from pipeline.run import Run, free_name, now_ms
@@ -84,8 +85,12 @@ def train(
         result = run.result
         registered = _registered(result["registered"])
         return Trained(run, result["nimg"], True, registered, where, result["mlflow_url"])
-    with run.locked():
-        return _train(run, shards, where, watcher, register_best=register_best)
+
+    def journalled() -> dict[str, Any]:
+        return {"journalled": run.journalled_nimg}
+
+    with take(run.storage, who=f"forger train {run.name}", note=journalled) as lease:
+        return _train(run, shards, where, watcher, lease, register_best=register_best)
 
 
 def _registered(record: dict[str, Any] | None) -> Registered | None:
@@ -98,7 +103,13 @@ def _registered(record: dict[str, Any] | None) -> Registered | None:
 
 
 def _train(
-    run: Run, shards: ShardSet, where: Backend, watcher: Watcher, *, register_best: bool
+    run: Run,
+    shards: ShardSet,
+    where: Backend,
+    watcher: Watcher,
+    lease: Lease,
+    *,
+    register_best: bool,
 ) -> Trained:
     """The run, which nobody else is playing, to its end or to a stop."""
     run.withdraw_stop()
@@ -120,7 +131,7 @@ def _train(
                     outcome = play_on_ray(
                         run,
                         shards,
-                        token=0,
+                        token=lease.token,
                         follow=follower.step,
                         said=watcher.said,
                         begun=lambda: follower.begun,
