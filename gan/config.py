@@ -25,6 +25,9 @@ class ConfigError(ValueError):
         self.mistakes = tuple(mistakes)
         super().__init__("\n".join(self.mistakes))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]]]:
+        return ConfigError, (self.mistakes,)  # so that it comes whole out of another process
+
 
 def check(*rules: tuple[bool, str]) -> None:
     """Raises one ConfigError naming every broken rule of `rules`, pairs of (holds, message)."""

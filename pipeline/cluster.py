@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 REACH_SEC = 3
 COLLECTIVE_TIMEOUT_SEC = 600
+PLACE_SEC = 30  # for placing workers: it is asked for room that is there
+NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 LEADER_BYTES = 2**20  # a token: what it really takes is Ray's to see
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # no objects pass through Ray here
 # A Ray of our own reports to nobody, and its dozen side processes share the workers' cores.
@@ -107,10 +109,12 @@ def trainer(
     name: str,
     folder: str,
     workers: int | None = None,
+    gpus: bool | None = None,
+    without: frozenset[str] = frozenset(),
     max_failures: int = 0,
 ) -> TorchTrainer:
     """What runs `work(job)` on so many of the cluster's workers (the most it allows, where left
-    out), joined in one process group.
+    out), joined in one process group, on none of the nodes `without`.
 
     Ray keeps its own records in `folder`. Each attempt has a name of its own there, because Ray
     takes a name that it knows for work that is over. With `max_failures` Ray itself tries again.
@@ -118,47 +122,27 @@ def trainer(
     """
     # Read by Ray Train's controller: a worker that is frozen as a whole cannot end itself.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_sec)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_SEC))
     return TorchTrainer(
         work,
         train_loop_config=job,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SEC),
         scaling_config=ScalingConfig(
             num_workers=workers or cluster.max_workers,
-            use_gpu=gives_gpus(cluster),
+            use_gpu=gives_gpus(cluster) if gpus is None else gpus,
             resources_per_worker={"CPU": cluster.cpus_per_worker},
+            label_selector={NODE_ID: f"!in({', '.join(sorted(without))})"} if without else None,
         ),
         run_config=RunConfig(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=folder,
             failure_config=FailureConfig(
-                max_failures=max_failures, controller_failure_limit=max_failures
+                max_failures=max_failures,
+                controller_failure_limit=max_failures,
+                max_preemption_failures=max_failures,
             ),
         ),
     )
-
-
-def draining_nodes() -> frozenset[str]:
-    """The ids of the nodes that were told to go, in seconds to minutes."""
-    # As Ray Train's own watcher asks; there is no public call, and without an answer the loss of
-    # the node is met when it happens.
-    try:
-        from ray._private.state import state
-
-        return frozenset(state.get_draining_nodes())
-    except Exception as error:
-        log.debug("cannot ask for draining nodes: %s", error)
-        return frozenset()
-
-
-def room(cluster: ClusterConfig) -> int:
-    """How many workers the nodes hold that are there to stay, at most as many as it allows."""
-    leaving, with_gpus, found = draining_nodes(), gives_gpus(cluster, missing_ok=True), 0
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] not in leaving:
-            have = node["Resources"]
-            held = int(have.get("CPU", 0)) // cluster.cpus_per_worker
-            found += min(held, int(have.get("GPU", 0))) if with_gpus else held
-    return min(found, cluster.max_workers)
 
 
 def each_on_ray(
@@ -193,25 +177,38 @@ def each_on_ray(
             ray.cancel(left)
 
 
-def gives_gpus(cluster: ClusterConfig, *, missing_ok: bool = False) -> bool:
+def gives_gpus(cluster: ClusterConfig) -> bool:
     """Whether each worker gets a GPU.
 
-    Raises ConfigError where they, or the CPUs, are asked for but missing; with `missing_ok`, as
-    for a cluster that has just lost a node, it does not.
+    Raises ConfigError where they, or the CPUs, are asked for but missing; what an autoscaler may
+    add counts as being there.
     """
     device, workers = cluster.device, cluster.min_workers
-    have = ray.cluster_resources()
-    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
+    have, planned = ray.cluster_resources(), planned_resources()
+    gpus, cpus = (int(max(have.get(k, 0), planned.get(k, 0))) for k in ("GPU", "CPU"))
     wanted = workers * cluster.cpus_per_worker
-    if cpus < wanted and not missing_ok:
+    if cpus < wanted:
         raise ConfigError(
             [f"cluster.workers x cluster.cpus_per_worker ask for {wanted} CPUs, Ray has {cpus}"]
         )
-    if device == "cuda" and gpus < workers and not missing_ok:
+    if device == "cuda" and gpus < workers:
         raise ConfigError(
             [f"cluster.device = 'cuda' with {workers} workers needs as many GPUs, Ray has {gpus}"]
         )
     return device == "cuda" or (device == "auto" and gpus >= workers)
+
+
+def planned_resources() -> dict[str, float]:
+    """The most that the cluster's autoscaler may make of it; {} where it has none."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return {}
+    try:  # as Ray Train itself asks; there is no public call
+        from ray._private.state import state
+
+        return dict(state.get_max_resources_from_cluster_config() or {})
+    except Exception as error:
+        log.debug("cannot ask for the autoscaler's plans: %s", error)
+        return {}
 
 
 def slots(cluster: ClusterConfig) -> int:

@@ -50,33 +50,58 @@ def first_failure(error: BaseException) -> Failure:
     return min(each, key=lambda failure: failure.kind)
 
 
+def hung_or_crashed(stacks: Mapping[str, str]) -> tuple[str, Kind] | None:
+    """What an attempt's files of stacks tell, by name and text: the first crash, else a hang."""
+    for name, text in stacks.items():
+        crash = re.search(r"^Fatal Python error: (.*)", text, re.MULTILINE)
+        if crash:
+            return f"worker {_rank(name)} crashed ({crash.group(1)})", Kind.DIED
+    ranks = [_rank(name) for name in stacks]
+    if not ranks:
+        return None
+    who = f"worker {ranks[0]}" if len(ranks) == 1 else f"workers {', '.join(ranks)}"
+    return f"{who} made no progress", Kind.FROZEN
+
+
+def _rank(name: str) -> str:
+    return name.removesuffix(".txt").rpartition("-")[2]
+
+
 def _of_worker(rank: int, failure: BaseException) -> Failure:
-    raised = getattr(failure, "_base_exc", None)  # Ray Train's wrapper of what the worker raised
-    if raised is not None:
-        name = type(raised).__name__
-        if name in FINAL:
-            return Failure(rank, Kind.FINAL, f"failed: {raised}")
-        if name in MEMORY:
-            remedy = "lower turns.batch_size, or set turns.micro_batch"
-            return Failure(rank, Kind.MEMORY, f"ran out of memory ({_line(raised)}); {remedy}")
-        text = f"failed: {name}: {_line(raised)}"
-        if COLLECTIVE.search(str(raised)):
-            return Failure(rank, Kind.COLLECTIVE, f"lost its peers ({_line(raised)})")
-        return Failure(rank, Kind.RAISED, text)
-    text = str(failure)
-    if "HealthCheckTimeout" in type(failure).__name__:
-        return Failure(rank, Kind.FROZEN, "does not answer any more")
-    if "OOM" in text or "memory monitor" in text:
-        return Failure(rank, Kind.MEMORY, "was killed because the node ran out of memory")
-    return Failure(rank, Kind.DIED, f"died ({_how(text)})")
+    name, text = type(failure).__name__, str(failure)
+    if name == "WorkerHealthCheckTimeoutError":
+        return Failure(rank, Kind.FROZEN, f"does not answer any more{_where(text)}")
+    if name == "WorkerHealthCheckFailedError":  # its process is gone; Ray's words for it follow
+        if re.search(r"NODE_OUT_OF_MEMORY|running low on memory|OutOfMemoryError", text):
+            how = "was killed because the node ran out of memory"
+            return Failure(rank, Kind.MEMORY, f"{how}{_where(text)}")
+        return Failure(rank, Kind.DIED, f"{_how(text)}{_where(text)}")
+    raised = getattr(failure, "_base_exc", failure)  # what it raised, in a wrapper of Ray Train's
+    name, text = type(raised).__name__, _line(raised)
+    if name in FINAL:
+        return Failure(rank, Kind.FINAL, f"failed: {raised}")
+    if name in MEMORY:
+        remedy = "lower turns.batch_size, or set turns.micro_batch"
+        return Failure(rank, Kind.MEMORY, f"ran out of memory ({text}); {remedy}")
+    if isinstance(raised, RuntimeError) and COLLECTIVE.search(f"{name} {raised}"):
+        return Failure(rank, Kind.COLLECTIVE, f"lost its peers ({text})")
+    return Failure(rank, Kind.RAISED, f"failed: {name}: {text}")
 
 
 def _how(text: str) -> str:
-    """Ray's detail of a lost process, without its advice."""
-    found = re.search(r"Worker exit detail: (.*?)(?:\. |\n|$)", text) or re.search(
-        r"(The actor died[^.\n]*|node[^.\n]* died[^.\n]*)", text
-    )
-    return found.group(1).strip() if found else _line(text)
+    """What became of a process, from Ray's words for it, without Ray's advice."""
+    if re.search(r"node (it was on |has )?(died|was terminated|is dead)|node has died", text):
+        return "died with its node"
+    if "connection error code 2" in text:  # to Ray it is an end of file: nobody kept the status
+        return "died without a word, as by SIGKILL or the kernel's out-of-memory killer"
+    found = re.search(r"Worker exit detail: (.*?)(?:\. |\n|$)", text)
+    return f"died ({found.group(1).strip() if found else _line(text)})"
+
+
+def _where(text: str) -> str:
+    """Which process it was, as far as Ray says."""
+    pid, address = re.search(r"\bpid=(\d+)", text), re.search(r"node_ip='([^']+)'", text)
+    return f" (process {pid.group(1)} on {address.group(1)})" if pid and address else ""
 
 
 def _line(error: object) -> str:
@@ -106,9 +131,9 @@ class Budget:
         """Counts a failure with the newest checkpoint at `nimg`: whether to try again."""
         if failure.kind is Kind.FINAL:
             return False
-        if nimg > self._nimg:
+        if nimg != self._nimg:  # a rollback makes it smaller, and is progress too
             self.failures = self._memory = 0
-        self._nimg = max(nimg, self._nimg)
+        self._nimg = nimg
         self.failures += 1
         self._memory += failure.kind is Kind.MEMORY
         return self.failures <= self._max and self._memory <= 1

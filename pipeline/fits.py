@@ -7,6 +7,7 @@ growing or leaving a node does, loses nothing.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import shutil
@@ -18,19 +19,32 @@ from typing import Any, Protocol
 
 from gan.config import ConfigError
 from pipeline.checkpoint import newest_nimg
-from pipeline.cluster import draining_nodes, gives_gpus, room, trainer
+from pipeline.cluster import gives_gpus, trainer
 from pipeline.dataset import ShardSet
-from pipeline.failures import Budget, Failure, Kind, first_failure
+from pipeline.failures import Budget, Failure, Kind, first_failure, hung_or_crashed
+from pipeline.hang import stacks_in
 from pipeline.interrupts import Interrupts
+from pipeline.nodes import (
+    Process,
+    ask_for_workers,
+    clear_away,
+    draining_nodes,
+    our_workers,
+    room,
+    silent_nodes,
+    staying_nodes,
+)
 from pipeline.play import Outcome
 from pipeline.run import Run
-from pipeline.worker import job_of, stacks_of, work
+from pipeline.storage import Folder
+from pipeline.worker import HANGS, job_of, stacks_folder, stacks_prefix, work
 
 log = logging.getLogger(__name__)
 
 POLL_SEC = 0.5
-LOOK_SEC = 3.0  # between two looks at the cluster's nodes
-SETTLE_SEC = 5.0  # how long Ray may take to see that a node is gone
+LOOK_SEC = 1.0  # between two looks at the cluster's nodes
+ROOMY_LOOKS = 3  # in a row that find room for more, before the run grows
+SETTLE_SEC = 10.0  # until what an attempt held is free again
 WAITING_SEC = 30.0  # between two lines that say so
 
 
@@ -86,53 +100,73 @@ class _Attempts:
         self.cluster = run.experiment.cluster
         self.budget = Budget(self.cluster.max_failures, nimg=newest_nimg(run.storage))
         self.dice = random.Random()
+        self.without = frozenset[str]()  # nodes that go, or do not answer
         self.left = frozenset[str]()  # draining nodes that were seen to already
+        self.crew: list[Process] = []  # the workers of the attempt
+        self.regrouping, self.roomy = False, 0
 
     def play(self) -> Outcome:
-        gives_gpus(self.cluster)  # says what is missing from the start
-        number = 0
-        while True:
-            number += 1
+        self.gpus = gives_gpus(self.cluster)  # says what is missing, from the start
+        stacks_in(stacks_folder(self.run.storage.uri))  # a killed command left empty files
+        ask_for_workers(self.cluster, self.cluster.max_workers, gpus=self.gpus)
+        try:
+            return self._play()
+        finally:
+            ask_for_workers(self.cluster, 0, gpus=self.gpus)
+
+    def _play(self) -> Outcome:
+        for number in itertools.count(1):
             workers = self._wait_for_room()
             if workers == 0:
-                return Outcome(newest_nimg(self.run.storage), finished=False)
+                break
             self.events.add("attempt", number=number, workers=workers)
             ended = self._attempt(workers, number)
             self.follow()
             if "error" in ended:
-                failure = first_failure(ended["error"])
-                self._failed(failure, ended["error"], workers=workers, number=number)
-                if self.stopping:
-                    return Outcome(newest_nimg(self.run.storage), finished=False)
+                self._failed(ended["error"], number=number)
             elif "diverged" in ended["value"]:
                 raise ConfigError([ended["value"]["diverged"]])
             else:
                 outcome = Outcome(**ended["value"])
-                if outcome.finished or self.stopping:
+                if outcome.finished or not self.regrouping:
                     return outcome
+            if self.stopping:
+                break
             self.run.withdraw_stop()
+        return Outcome(newest_nimg(self.run.storage), finished=False)
 
     def _wait_for_room(self) -> int:
         """As many workers as there is room for; 0 where the wait was ended by Ctrl-C."""
-        told = 0.0
-        while (found := room(self.cluster)) < self.cluster.min_workers:
+        began = time.monotonic()
+        told, most = began - WAITING_SEC + SETTLE_SEC, self.cluster.max_workers
+        while not self.stopping:
+            self.without = draining_nodes() | silent_nodes()
+            asked = {"gpus": self.gpus, "without": self.without}
+            free, whole = room(self.cluster, **asked), room(self.cluster, **asked, free=False)
+            # What the last attempt held comes free in a moment; what is others' does not.
+            settled = free >= min(whole, most) or time.monotonic() - began > SETTLE_SEC
+            if free >= self.cluster.min_workers and settled:
+                return free
             if time.monotonic() - told > WAITING_SEC:
                 told = time.monotonic()
-                self.said(
-                    f"waiting for nodes: there is room for {found} workers of at least "
-                    f"{self.cluster.min_workers}"
-                )
+                least = self.cluster.min_workers
+                self.said(f"waiting for nodes: there is room for {free} of at least {least}")
             self._step()
-            if self.stopping:
-                return 0
-        return found
+        return 0
 
     def _attempt(self, workers: int, number: int) -> dict[str, Any]:
         """One fit, in a thread, so that this one can follow it and hear signals."""
         job = job_of(self.run, self.shards, token=self.token, attempt=number)
         folder = tempfile.mkdtemp(prefix="forger-ray-")
         fitting = trainer(
-            work, job, cluster=self.cluster, workers=workers, name=self.run.name, folder=folder
+            work,
+            job,
+            cluster=self.cluster,
+            name=self.run.name,
+            folder=folder,
+            workers=workers,
+            gpus=self.gpus,
+            without=self.without,
         )
         ended: dict[str, Any] = {}
         over = threading.Event()  # not Thread.join, which an interrupt leaves believing it is over
@@ -145,6 +179,7 @@ class _Attempts:
             over.set()
 
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
+        self.crew, self.regrouping, self.roomy = [], False, 0
         looked = time.monotonic()
         while not over.is_set():
             self._step(over)
@@ -170,48 +205,67 @@ class _Attempts:
 
     def _look_at_nodes(self, workers: int) -> None:
         """Has the workers stop, with a checkpoint, where others should take over."""
-        leaving = draining_nodes() - self.left
-        if leaving:
+        if len(self.crew) < workers:
+            self.crew = our_workers() or self.crew
+        if self.regrouping or self.stopping or len(self.crew) < workers:
+            return
+        leaving = draining_nodes() & {worker.node for worker in self.crew}
+        if leaving - self.left:
             self.left |= leaving
-            self._regroup(f"{len(leaving)} node(s) were told to go")
-        elif workers < self.cluster.max_workers and room(self.cluster) > workers:
-            self._regroup(f"there is room for {room(self.cluster)} workers")
+            self._regroup(f"{len(leaving)} of the run's nodes must go")
+        elif workers < self.cluster.max_workers:
+            more = room(self.cluster, gpus=self.gpus, without=draining_nodes() | self.left)
+            self.roomy = self.roomy + 1 if more else 0
+            if self.roomy >= ROOMY_LOOKS:  # a node that stays, not a gap between others' tasks
+                self._regroup(f"there is room for {more} more")
 
     def _regroup(self, why: str) -> None:
-        self.said(f"{why}: a checkpoint, then on with what is there")
+        self.said(f"{why}: a checkpoint, then on with the nodes that are there")
         self.events.add("regroup", why=why)
+        self.regrouping = True
         self.run.request_stop()
 
-    def _failed(
-        self, failure: Failure, error: BaseException, *, workers: int, number: int
-    ) -> None:
+    def _failed(self, error: BaseException, *, number: int) -> None:
         """Says what happened, and waits before the next attempt. Raises where there is none."""
-        hung = stacks_of(self.run, token=self.token, attempt=number)
-        reason = str(failure)
-        if hung:
-            reason = f"no progress for {self.cluster.hang_sec:g} s: the stacks are in {hung[0]}"
+        failure = first_failure(error)
+        reason = self._reason(failure, number=number)
         self.events.add("lost", why=reason)
         if self.stopping:
             return
-        if failure.kind in (Kind.DIED, Kind.FROZEN, Kind.COLLECTIVE) and self._elastic:
-            self._settle(workers)
-        lost_node = room(self.cluster) < workers
-        again = self.budget.allows(failure, nimg=newest_nimg(self.run.storage))
-        if not again and not (lost_node and failure.kind is not Kind.FINAL):
+        gone = draining_nodes() | silent_nodes()
+        staying = staying_nodes(gone)
+        lost = {worker.node for worker in self.crew} - staying
+        if failure.kind is Kind.FINAL:
             raise TrainingError(reason) from error
-        pause = 0.0 if lost_node else self.budget.wait_sec(self.dice)
+        if lost:  # with its node, or because of it: nobody's fault
+            self.said(f"{reason}; {len(lost)} of the run's nodes left; on without")
+            return
+        if not self.budget.allows(failure, nimg=newest_nimg(self.run.storage)):
+            raise TrainingError(reason) from error
+        pause = self.budget.wait_sec(self.dice)
         after = f" after {pause:.0f} s" if pause >= 1 else ""
         self.said(f"{reason}; again{after}, {self.budget.left} more without progress allowed")
         until = time.monotonic() + pause
         while time.monotonic() < until and not self.stopping:
             self._step()
 
-    def _settle(self, workers: int) -> None:
-        """Where a worker's node went with it, Ray needs a moment to see it."""
-        until = time.monotonic() + SETTLE_SEC
-        while time.monotonic() < until and not self.stopping and room(self.cluster) >= workers:
-            self._step()
+    def _reason(self, failure: Failure, *, number: int) -> str:
+        """Why the attempt failed, in one line; nothing of it runs on any more."""
+        folder = stacks_folder(self.run.storage.uri)
+        left = clear_away(self.crew, folder=folder, prefix=stacks_prefix(self.token, number))
+        seen = hung_or_crashed(left.stacks)
+        reason = str(failure)
+        if seen is not None and failure.kind not in (Kind.FINAL, Kind.MEMORY, Kind.RAISED):
+            what, kind = seen
+            hung = f" for {self.cluster.hang_sec:g} s" if kind is Kind.FROZEN else ""
+            reason = f"{what}{hung}; its stacks: {', '.join(self._keep(left.stacks))}"
+        for frozen in left.frozen:
+            reason = f"process {frozen.pid} on {frozen.address} was frozen; {reason}"
+        return reason
 
-    @property
-    def _elastic(self) -> bool:
-        return self.cluster.min_workers < self.cluster.max_workers
+    def _keep(self, stacks: dict[str, str]) -> list[str]:
+        """Where the stacks are to be read: in the run's own folder."""
+        if not isinstance(self.run.storage, Folder):  # else they were written there
+            for name, text in stacks.items():
+                self.run.storage.write(f"{HANGS}/{name}", text.encode())
+        return [f"{self.run.storage.uri}/{HANGS}/{name}" for name in stacks]

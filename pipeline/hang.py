@@ -31,6 +31,7 @@ class Alive:
         if self._file is None:
             self._stacks.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._stacks, "w")  # noqa: SIM115  (written to at the very end)
+            faulthandler.enable(file=self._file)  # a crash in native code leaves its stacks too
         self._armed = now
         faulthandler.dump_traceback_later(self._hang_sec, exit=True, file=self._file)
 
@@ -38,8 +39,26 @@ class Alive:
         """Stops the clock, and removes the file, which is empty, and its folder."""
         if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
+            faulthandler.enable()  # to the standard error again, as Ray has it
             self._file.close()
             self._stacks.unlink(missing_ok=True)
             with suppress(OSError):  # another rank's file may be there still
                 self._stacks.parent.rmdir()
             self._file = None
+
+
+def stacks_in(folder: Path, prefix: str = "") -> dict[str, str]:
+    """What workers wrote there as they hung or crashed, by file name; empty files are removed, as
+    killed workers leave them.
+    """
+    found = {}
+    for path in sorted(folder.glob(f"{prefix}*.txt")):
+        with suppress(OSError):  # on a shared folder another node may clear up too
+            text = path.read_text(errors="replace")
+            if text:
+                found[path.name] = text
+            else:
+                path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+    return found

@@ -24,6 +24,8 @@ from pipeline.play import play
 from pipeline.run import Run
 from pipeline.storage import open_storage
 
+HANGS = "hangs"  # in a run: what workers were doing as they hung or crashed
+
 
 def job_of(
     run: Run,
@@ -56,8 +58,8 @@ def job_of(
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Plays `job["run"]` as one rank: Ray has made the process group."""
     cluster, rank = job["experiment"]["cluster"], World.current().rank
-    file = f"{job['token']}-{job['attempt']}-{rank}.txt"
-    alive = Alive(_stacks(job["run"]) / file, hang_sec=cluster["hang_sec"])
+    file = f"{stacks_prefix(job['token'], job['attempt'])}{rank}.txt"
+    alive = Alive(stacks_folder(job["run"]) / file, hang_sec=cluster["hang_sec"])
     try:
         return played(job, device=get_device(), alive=alive)
     finally:
@@ -80,19 +82,16 @@ def played(
         return {"diverged": str(error)}
 
 
-def stacks_of(run: Run, *, token: int, attempt: int) -> list[str]:
-    """Where workers of an attempt that made no progress wrote what they were doing, as far as
-    this node sees it.
-    """
-    found = _stacks(run.storage.uri).glob(f"{token}-{attempt}-*.txt")
-    return sorted(str(path) for path in found if path.stat().st_size)
+def stacks_prefix(token: int, attempt: int) -> str:
+    """How the names of an attempt's files of stacks begin; the rank ends them."""
+    return f"{token}-{attempt}-"
 
 
-def _stacks(run_uri: str) -> Path:
+def stacks_folder(run_uri: str) -> Path:
     """A folder for the stacks of hanging workers: in the run's own, or, beside an object store, a
     temporary one.
     """
     if "://" not in run_uri:
-        return Path(run_uri) / "hangs"
+        return Path(run_uri) / HANGS
     name = hashlib.sha256(run_uri.encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"forger-hangs-{name}"

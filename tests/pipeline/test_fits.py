@@ -1,0 +1,222 @@
+"""Runs on a cluster that loses workers and nodes: real raylets, real signals, the same weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from pipeline.checkpoint import latest_checkpoint, newest_nimg
+from pipeline.experiment_file import load_experiment
+from pipeline.play import Outcome
+from pipeline.run import Run
+from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk
+
+pytestmark = pytest.mark.slow
+
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+class Nodes:
+    """Raylets on this machine: a head without CPUs, and two nodes with one each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        quiet = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
+        self.nodes = [self.add(), self.add()]
+
+    def add(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+
+    def kill(self, which: int) -> None:
+        self.cluster.remove_node(self.nodes.pop(which), allow_graceful=False)
+
+    def drain(self, which: int) -> None:
+        from ray import _raylet
+        from ray.core.generated import autoscaler_pb2
+
+        client: Any = getattr(_raylet, "GcsClient")(address=self.cluster.address)  # noqa: B009
+        reasons: Any = getattr(autoscaler_pb2, "DrainNodeReason")  # noqa: B009
+        reason = reasons.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = int((time.time() + DEADLINE_SEC) * 1000)
+        told = client.drain_node(self.nodes[which].node_id, reason, "spot", deadline_ms)
+        assert told[0], told
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            patch.delenv(name)
+        patch.setenv("RAY_raylet_start_wait_time_s", "120")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        there = Nodes()
+        try:
+            patch.setenv("RAY_ADDRESS", there.cluster.address)
+            yield there
+        finally:
+            there.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("desk"))
+
+
+class Script:
+    """Plays a run, and does one thing after another to it, each when it is time."""
+
+    def __init__(self, desk: Desk, name: str, *overrides: str):
+        from pipeline.dataset import open_shards
+
+        storage, data = desk.folder / "runs", desk.folder / "data"
+        loaded = load_experiment(
+            desk.folder / "stripes.toml",
+            [f"name={name}", f"cluster.storage={storage}", f"data.shards={data}",
+             "checkpoint.every_sec=0.5", *overrides],
+        )  # fmt: skip
+        self.shards = open_shards(str(data))
+        self.run = Run.open(name, loaded.experiment, self.shards)
+        self.steps: list[tuple[Callable[[], bool], Callable[[], None]]] = []
+        self.said: list[str] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def play(self, *steps: tuple[Callable[[], bool], Callable[[], None]]) -> Outcome:
+        from pipeline.cluster import connected
+        from pipeline.fits import play_on_ray
+
+        self.steps = list(steps)
+        with connected(self.run.experiment.cluster):
+            outcome = play_on_ray(
+                self.run,
+                self.shards,
+                token=0,
+                follow=self._follow,
+                said=self.said.append,
+                begun=lambda: True,
+                events=self,
+            )
+        assert not self.steps, self.said
+        return outcome
+
+    def add(self, kind: str, **facts: float | str) -> None:
+        self.events.append((kind, {"nimg": newest_nimg(self.run.storage), **facts}))
+
+    def _follow(self) -> None:
+        if self.steps and self.steps[0][0]():
+            self.steps.pop(0)[1]()
+
+    def saved(self, attempt: int) -> bool:
+        """Whether the attempt of this number has brought a checkpoint of its own."""
+        begun = [facts for kind, facts in self.events if kind == "attempt"]
+        return len(begun) == attempt and newest_nimg(self.run.storage) > begun[-1]["nimg"]
+
+    def heard(self, words: str) -> bool:
+        return any(words in line for line in self.said)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [facts["workers"] for kind, facts in self.events if kind == "attempt"]
+
+
+def workers() -> list[psutil.Process]:
+    family = psutil.Process().children(recursive=True)
+    return [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def players(run: Run) -> dict[str, torch.Tensor]:
+    found = latest_checkpoint(run.storage)
+    assert found is not None
+    assert found.nimg == 4000
+    return {name: value for name, value in found.state.items() if not name.startswith("means/")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes: Nodes, desk: Desk) -> dict[str, torch.Tensor]:
+    script = Script(desk, "undisturbed")
+    assert script.play().finished
+    assert script.said == []
+    return players(script.run)
+
+
+def test_killed_and_frozen_workers_and_sigterm_change_no_bit(
+    nodes: Nodes, desk: Desk, undisturbed: dict[str, torch.Tensor]
+):
+    script, hit = Script(desk, "hurt", "cluster.hang_sec=8"), []
+
+    def strike(number: signal.Signals) -> Callable[[], None]:
+        def at_last() -> None:
+            hit.append(workers()[-1])
+            hit[-1].send_signal(number)
+
+        return at_last
+
+    outcome = script.play(
+        (lambda: script.saved(1), strike(signal.SIGKILL)),
+        (lambda: script.saved(2), strike(signal.SIGSTOP)),
+        (lambda: script.saved(3), lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    )
+    killed, hung, stopping = script.said
+    assert "died without a word, as by SIGKILL" in killed
+    assert f"process {hit[0].pid} on" in killed
+    assert "again, 2 more" in killed
+    assert f"process {hit[1].pid} on" in hung
+    assert "was frozen" in hung
+    assert "made no progress for 8 s" in hung
+    assert "stopping, with a checkpoint" in stopping
+    (stacks,) = (Path(script.run.storage.uri) / "hangs").iterdir()
+    assert "Timeout (0:00:08)" in stacks.read_text()
+    assert not outcome.finished
+    assert outcome.nimg == newest_nimg(script.run.storage)
+    assert not hit[1].is_running()
+    assert Script(desk, "hurt").play().finished
+    resumed = players(script.run)
+    assert [n for n, value in undisturbed.items() if not torch.equal(value, resumed[n])] == []
+
+
+def test_a_run_shrinks_and_grows_with_its_nodes_and_leaves_one_that_must_go(
+    nodes: Nodes, desk: Desk, undisturbed: dict[str, torch.Tensor]
+):
+    script = Script(desk, "elastic", "cluster.workers=[1, 2]")
+    times: dict[str, float] = {}
+
+    def lose_a_node() -> None:
+        nodes.kill(0)
+        times["lost"] = time.monotonic()
+
+    def bring_one_back() -> None:
+        times["playing"] = time.monotonic()
+        for worker in workers():  # so that the short game lasts until the node is there
+            worker.suspend()
+        nodes.nodes.append(nodes.add())
+
+    def go_on() -> None:
+        for worker in workers():
+            worker.resume()
+
+    outcome = script.play(
+        (lambda: script.saved(1), lose_a_node),
+        (lambda: script.saved(2), bring_one_back),
+        (lambda: script.heard("there is room for 1 more"), go_on),
+        (lambda: script.saved(3), lambda: nodes.drain(0)),
+    )
+    assert outcome.finished
+    assert script.sizes == [2, 1, 2, 1]
+    assert "of the run's nodes left; on without" in script.said[0]
+    assert "of the run's nodes must go" in script.said[2]
+    assert times["playing"] - times["lost"] < 30
+    asked = [facts["nimg"] for kind, facts in script.events if kind == "regroup"]
+    begun = [facts["nimg"] for kind, facts in script.events if kind == "attempt"][2:]
+    assert all(after > before for before, after in zip(asked, begun, strict=True))
+    ended = players(script.run)
+    for name, value in undisturbed.items():
+        torch.testing.assert_close(ended[name], value, rtol=1e-2, atol=1e-3, msg=name)
