@@ -35,8 +35,8 @@ DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.Safete
 class Standing:
     """What is known of the game at a checkpoint, beside its state.
 
-    An anchor comes at fixed counts of images with a healthy game, so that a rollback goes where it
-    would in any replay; the others come by the clock.
+    An anchor comes with a game that was judged and found well, at fixed counts of images, so that
+    a rollback goes where it would in any replay; the others come by the clock.
     """
 
     nimg: int

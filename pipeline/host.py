@@ -117,8 +117,11 @@ class Host:
         """Publishes a checkpoint. Every rank must call this, at the same round.
 
         One that is neither an anchor nor a must comes by the clock, and is left out where the one
-        before is still on its way.
+        before is still on its way, or where a number of the game is not finite any more, as its
+        next tick will say. (A must is a step towards that tick.)
         """
+        if not anchor and not must and not self.game.is_finite():
+            return
         state = self.game.state_dict()
         if not self.first or self._saved_nimg == self.game.nimg:  # it stands, maybe as an anchor
             return

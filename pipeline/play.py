@@ -200,8 +200,10 @@ class _Match:
             verdict = self._report(tick, judged=judged)
             if verdict.lost and self._goes_back(verdict, tick):
                 return False, verdict
-            if ends or self._due(tick.nimg, experiment.checkpoint_nimg):
-                self.host.save(anchor=verdict.sound)
+            # Only what was judged is known to be well: a collapse shows in G's images alone.
+            anchor = judged and verdict.sound
+            if ends or anchor or self._due(tick.nimg, experiment.checkpoint_nimg):
+                self.host.save(anchor=anchor, must=ends)
                 self.signals.saved()
             self.last_tick = tick.nimg
         else:

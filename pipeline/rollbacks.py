@@ -51,10 +51,22 @@ def void(nimg: int, num_rollbacks: int, given_up: Sequence[Rollback]) -> bool:
 
 def lr_factor_at(given_up: Sequence[Rollback], nimg: int) -> float:
     """What the learning rates are multiplied by at `nimg`."""
-    return math.prod(back.lr_factor for back in given_up if back.to_nimg <= nimg)
+    return math.prod(back.lr_factor for back in _in_force(given_up, nimg))
 
 
 def order_seed_at(seed: int, given_up: Sequence[Rollback], nimg: int) -> int:
     """The seed of the reals' order at `nimg`."""
-    renewed = [back.number for back in given_up if back.new_order and back.to_nimg <= nimg]
+    renewed = [back.number for back in _in_force(given_up, nimg) if back.new_order]
     return derive_seed(seed, "rollback", renewed[-1]) if renewed else seed
+
+
+def _in_force(given_up: Sequence[Rollback], nimg: int) -> list[Rollback]:
+    """The rollbacks whose remedies hold at `nimg`: each from where the game was taken up again.
+
+    One that was followed by a rollback to an earlier place holds from there: it was not enough.
+    """
+    return [
+        back
+        for index, back in enumerate(given_up)
+        if min(later.to_nimg for later in given_up[index:]) <= nimg
+    ]

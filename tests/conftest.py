@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before anything imports gan.
@@ -24,6 +25,10 @@ from gan.config import (
 from pipeline.dataset import ShardSet
 from pipeline.shards import write_shards
 from tests.pipeline.servers import BUCKET, S3, Missing, make_bucket, or_skip, s3
+
+# A busy machine is no failure: no test is held to a time for one example.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 
 def small_game(**changes) -> GameConfig:

@@ -45,9 +45,9 @@ def digits(count: int = 10_000) -> Tensor:
 def digits_game(
     *,
     objective: ObjectiveConfig | None = None,
-    total_kimg: float = 20,
-    g_lr: float | Steps = 1e-3,
-    d_lr: float | Steps = 1e-3,
+    total_kimg: float = 4,
+    g_lr: float | Steps = 2e-3,
+    d_lr: float | Steps = 2e-3,
     g_width: int = 64,
     d_width: int = 64,
 ) -> GameConfig:
@@ -93,12 +93,18 @@ class SmallJudge:
         return images.flatten(1)
 
 
+@functools.cache
+def judge_of(num_images: int) -> SmallJudge:
+    """The judge that holds generators against the first digits."""
+    return SmallJudge(digits(num_images))
+
+
 def journal(
     config: GameConfig,
     *,
     seed: int = 0,
     num_images: int = 10_000,
-    tick_nimg: int = 320,
+    tick_nimg: int = 160,
     judged_ticks: int = 8,
     after=None,
 ) -> Iterator[Line]:
@@ -106,7 +112,7 @@ def journal(
 
     `after(game)` may break the game once a tick is over.
     """
-    data, judge = digits(num_images), SmallJudge(digits(num_images))
+    data, judge = digits(num_images), judge_of(num_images)
     game = Game(config, Sample(SHAPE), seed=seed)
     batches = stream(data, batch_size=config.turns.batch_size, seed=seed)
     total = config.turns.total_nimg

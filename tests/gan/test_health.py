@@ -42,7 +42,7 @@ def nonsaturating(**gammas: float) -> ObjectiveConfig:
     ids=["relativistic", "relativistic, no penalty", "nonsaturating", "nonsaturating, no penalty"],
 )
 def test_a_healthy_game_is_never_under_alarm(objective, seed):
-    lines = list(journal(digits_game(objective=objective, total_kimg=8), seed=seed, tick_nimg=160))
+    lines = list(journal(digits_game(objective=objective), seed=seed))
     verdicts = judged(lines)
     assert {verdict.state for _, verdict in verdicts} == {"healthy"}
     assert sum(verdict.sound for _, verdict in verdicts) >= 0.8 * len(verdicts)
@@ -51,12 +51,12 @@ def test_a_healthy_game_is_never_under_alarm(objective, seed):
 
 
 def test_learning_rates_far_too_high_diverge_and_what_was_before_is_sound():
-    lr = Steps(at_kimg=(0, 4), values=(1e-3, 1.0))
-    verdicts = judged(list(journal(digits_game(g_lr=lr, d_lr=lr, total_kimg=6), tick_nimg=160)))
-    assert all(v.state == "healthy" and v.sound for nimg, v in verdicts if nimg <= 4000)
+    lr = Steps(at_kimg=(0, 2.4), values=(1e-3, 1.0))
+    verdicts = judged(list(journal(digits_game(g_lr=lr, d_lr=lr, total_kimg=3))))
+    assert all(v.state == "healthy" and v.sound for nimg, v in verdicts if nimg <= 2400)
     nimg, verdict = first(verdicts, "diverging")
-    assert 4000 < nimg <= 4000 + 3 * 160
-    assert not any(v.sound for at, v in verdicts if at > 4000)
+    assert 2400 < nimg <= 2400 + 3 * 160
+    assert not any(v.sound for at, v in verdicts if at > 2400)
     assert verdict.lost
     assert max(verdict.evidence.values()) > 1000
     assert "lower generator.lr" in verdict.remedy
@@ -67,7 +67,7 @@ def test_a_number_that_is_none_is_divergence_at_once():
     learning rate in steps.
     """
     lr = Steps(at_kimg=(0, 2), values=(1e-3, 1e6))
-    verdicts = judged(list(journal(digits_game(g_lr=lr, d_lr=lr, total_kimg=4), tick_nimg=160)))
+    verdicts = judged(list(journal(digits_game(g_lr=lr, d_lr=lr, total_kimg=3))))
     nimg, verdict = first(verdicts, "diverging")
     assert nimg == 2080
     assert all(v.sound for at, v in verdicts if at < nimg)
@@ -78,8 +78,8 @@ def test_a_number_that_is_none_is_divergence_at_once():
 @pytest.mark.parametrize("name", ["nonsaturating", "minimax"])
 def test_a_d_that_is_far_too_strong_has_won(name):
     objective = ObjectiveConfig(name=name, r1_gamma=0.0, r2_gamma=0.0)
-    config = digits_game(objective=objective, g_lr=1e-5, d_lr=1e-2, total_kimg=6)
-    verdicts = judged(list(journal(config, tick_nimg=160)))
+    config = digits_game(objective=objective, g_lr=1e-5, d_lr=1e-2, total_kimg=4)
+    verdicts = judged(list(journal(config)))
     _, verdict = first(verdicts, "diverging")
     assert verdict.reason.startswith("D has won")
     assert verdict.evidence["game/value"] > -0.01
@@ -100,7 +100,7 @@ def of_one_mode(from_nimg: int):
 
 
 def test_a_g_that_makes_one_image_from_the_start_is_collapsed():
-    lines = list(journal(digits_game(total_kimg=10), tick_nimg=160, after=of_one_mode(160)))
+    lines = list(journal(digits_game(total_kimg=5), judged_ticks=4, after=of_one_mode(160)))
     verdicts = judged(lines)
     _, verdict = first(verdicts, "collapsing")
     assert verdict.evidence["score/diversity_pixels_500"] < 0.01
@@ -109,23 +109,21 @@ def test_a_g_that_makes_one_image_from_the_start_is_collapsed():
 
 
 def test_a_g_that_falls_onto_one_image_after_it_was_well_is_lost():
-    lines = list(
-        journal(digits_game(total_kimg=8), tick_nimg=160, judged_ticks=4, after=of_one_mode(4800))
-    )
+    lines = list(journal(digits_game(total_kimg=5), judged_ticks=4, after=of_one_mode(3200)))
     verdicts = judged(lines)
     nimg, verdict = first(verdicts, "collapsing")
-    assert 4800 + 640 < nimg <= 4800 + 3 * 640
+    assert 3200 + 640 < nimg <= 3200 + 3 * 640
     assert verdict.lost
-    assert all(v.state == "healthy" and v.sound for at, v in verdicts if at <= 4800)
+    assert all(v.state == "healthy" and v.sound for at, v in verdicts if at <= 3200)
     assert verdict.evidence["best"] > 0.5 > verdict.evidence["score/diversity_pixels_500"]
 
 
 def test_a_large_d_on_fifty_images_knows_them_by_heart():
     config = digits_game(
         objective=nonsaturating(r1_gamma=0.0, r2_gamma=0.0),
-        g_width=16, d_width=256, g_lr=2e-3, total_kimg=24,
+        g_width=16, d_width=256, d_lr=1e-3, total_kimg=21,
     )  # fmt: skip
-    lines = list(journal(config, num_images=50))
+    lines = list(journal(config, num_images=50, tick_nimg=320))
     verdicts = judged(lines, num_images=50)
     _, verdict = first(verdicts, "overfitting")
     assert verdict.evidence["d/real_sign"] > 0.6
@@ -200,5 +198,5 @@ def test_a_run_judged_in_another_way_from_now_on_is_held_against_its_own_best():
 
 def test_a_journal_fed_again_after_json_gives_the_same_verdicts():
     lr = Steps(at_kimg=(0, 2), values=(1e-3, 1.0))
-    lines = list(journal(digits_game(g_lr=lr, d_lr=lr, total_kimg=3), tick_nimg=160))
+    lines = list(journal(digits_game(g_lr=lr, d_lr=lr, total_kimg=3)))
     assert judged(json.loads(json.dumps(lines))) == judged(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.checkpoint import latest_checkpoint, standings
+from pipeline.checkpoint import checkpoint_at, latest_checkpoint, standings
 from pipeline.experiment import Experiment
 from pipeline.host import DivergedError
 from pipeline.play import play
@@ -94,3 +94,33 @@ def test_ticks_are_told_only_once_they_cannot_be_taken_back(stripes, tmp_path, m
     assert play(run, stripes).nimg == 112
     assert run.journalled_nimg == 96
     assert run.released_nimg == 64
+
+
+def test_only_a_judged_game_is_an_anchor_and_the_end_has_a_checkpoint_whatever_it_is(
+    stripes, tmp_path
+):
+    """Checkpoints every 32 images, judged every 96: what was not judged may have collapsed."""
+    experiment = small_experiment(
+        stripes, tmp_path, name="judged", evaluate__every_kimg=0.096, checkpoint__keep=20
+    )
+    run = Run.open("judged", experiment, stripes)
+    assert play(run, stripes).finished
+    standing = standings(run.storage)
+    assert [kept.nimg for kept in standing if kept.anchor] == [96, 192, 256]
+    assert {kept.nimg for kept in standing} > {96, 192, 256}
+
+
+def test_no_checkpoint_by_the_clock_holds_a_number_that_is_not_finite(stripes, tmp_path):
+    settings = {
+        "checkpoint__every_sec": 1e-3,
+        "checkpoint__keep": 50,
+        "tracking__tick_kimg": 0.256,
+    }
+    run = Run.open("nan", wild(stripes, tmp_path, name="nan", watchdog={}, **settings), stripes)
+    with pytest.raises(DivergedError):
+        play(run, stripes)
+    kept = standings(run.storage)
+    assert max(standing.nimg for standing in kept) >= 100  # the clock's, between two ticks
+    for standing in kept:
+        state = checkpoint_at(run.storage, standing.nimg).state
+        assert all(value.isfinite().all() for value in state.values())
