@@ -101,10 +101,14 @@ def one_run(stand: Stand, options: argparse.Namespace, plan: Plan, twins: Twins)
     wrong = [*scene.wrong]
     if arm.is_complete():
         if STAGES[plan.stage].remedied:
-            struck = sum(not one.skipped for one in scene.struck)
-            twin, count = twins.with_rollbacks_of(arm)
-            if count != struck:
-                wrong.append(f"{count} rollbacks of {struck} faults")
+            assert isinstance(arm, Ours)
+            struck = [one for one in scene.struck if not one.skipped]
+            given_up = arm.rolled_back_nimg()
+            for one, nimg in zip(struck, given_up, strict=False):
+                one.lost_nimg = nimg
+            if len(given_up) != len(struck):
+                wrong.append(f"{len(given_up)} rollbacks of {len(struck)} faults")
+            twin = twins.with_rollbacks_of(arm)
         wrong += arm.verdict(twin)
     return Played(plan.name, scene.struck, wrong, time.monotonic() - started, scene.starts)
 
@@ -144,14 +148,11 @@ class Twins:
                       f"size (tolerance {TOLERANCE:.0e})", flush=True)  # fmt: skip
         return self._found[settings]
 
-    def with_rollbacks_of(self, run: Arm) -> tuple[Arm, int]:
-        """An undisturbed run that is given the rollbacks of `run` before it begins, and how many
-        they are.
-        """
-        assert isinstance(run, Ours)
+    def with_rollbacks_of(self, run: Ours) -> Arm:
+        """An undisturbed run that is given the rollbacks of `run` before it begins."""
         twin = Ours(self.stand, "watched", f"{run.name}-twin")
-        count = twin.take_rollbacks_of(run)
-        return self._played(twin), count
+        twin.take_rollbacks_of(run)
+        return self._played(twin)
 
     def _undisturbed(self, name: str, settings: tuple[str, ...]) -> Arm:
         return self._played(new_run(self.arm, self.stand, "own", name, settings=settings))

@@ -20,7 +20,7 @@ OWN_CLOCK = ("speed/", "host/", "goodput/")  # what no two runs have in common
 ALLOWED = ("run.json", "result.json", "shipped.json", "lock", "goodput.json")
 ALLOWED_FOLDERS = (
     "journal/", "checkpoints/", "snapshots/", "lease/", "events/", "rollbacks/", "shipped/",
-    "released/", "anchors/",
+    "released/", "notes/",
 )  # fmt: skip
 
 
@@ -100,12 +100,15 @@ class Ours:
         wanted = [event for event in noted if kind in ("", event["kind"])]
         return sorted(wanted, key=lambda event: event["time_ms"])
 
-    def take_rollbacks_of(self, other: Ours) -> int:
-        """Begins this run with another's rollbacks, as if they had been known; how many."""
-        names = other.storage.names("rollbacks")
-        for name in names:
+    def rolled_back_nimg(self) -> list[int]:
+        """How many images each rollback of the watchdog gave up, in order."""
+        told = [json.loads(self.storage.read(name)) for name in self.storage.names("rollbacks")]
+        return [back["from_nimg"] - back["to_nimg"] for back in told]
+
+    def take_rollbacks_of(self, other: Ours) -> None:
+        """Begins this run with another's rollbacks, as if they had been known."""
+        for name in other.storage.names("rollbacks"):
             self.storage.write(name, other.storage.read(name))
-        return len(names)
 
     def newest_tensors(self) -> str | None:
         """The name of the newest checkpoint's largest file."""
