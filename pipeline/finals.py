@@ -99,7 +99,8 @@ def judge_again(
     cache = run.storage.beside(FEATURES)
     on_gpu = experiment.cluster.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
-    score = Judge(extractor, shards, device=device, cache=cache).score(
+    cache_gb = experiment.data.cache_gb
+    score = Judge(extractor, shards, device=device, cache=cache, cache_gb=cache_gb).score(
         snapshot.module.to(device),
         latent_dim=experiment.generator.latent_dim,
         conditioning=experiment.conditioning.name,

@@ -60,7 +60,8 @@ class Host:
         self._alive, self._rollbacks = alive, rollbacks
         extractor = configured_extractor(self.experiment.evaluate, shards.sample.shape)
         cache = run.storage.beside(FEATURES)
-        self.judge = Judge(extractor, shards, device=device, cache=cache)
+        cache_gb = self.experiment.data.cache_gb
+        self.judge = Judge(extractor, shards, device=device, cache=cache, cache_gb=cache_gb)
         self._spent = {"host/evaluate_sec": 0.0, "host/checkpoint_sec": 0.0}
         self._score: float | None = None
         self._saved_nimg = (

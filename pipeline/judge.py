@@ -19,6 +19,7 @@ from gan.randomness import latents
 from gan.sampling import to_uint8
 from gan.tally import RealSide, Tally
 from gan.world import World
+from pipeline.data_config import CACHE_GB
 from pipeline.dataset import ShardSet
 from pipeline.protocol import BLOCK, Protocol, metric_name, protocol_for
 from pipeline.shards import ShardReader
@@ -41,7 +42,7 @@ class Judge:
     """Scores generators against one data set with one extractor.
 
     Every rank builds one and calls it. With a `cache`, a folder that all ranks see, the reals are
-    measured once for all runs on the same data and extractor.
+    measured once for all runs on the same data and extractor; `cache_gb` is for remote shards.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Judge:
         world: World | None = None,
         device: torch.device | str = "cpu",
         cache: Storage | None = None,
+        cache_gb: float = CACHE_GB,
     ):
         self.extractor, self.shards, self.cache = extractor, shards, cache
         self.world = world or World.current()
         self.device = torch.device(device)
         extractor.module.to(self.device)
-        self._reader = ShardReader(shards)
+        self._reader = ShardReader(shards, cache_gb=cache_gb)
         self._real: RealSide | None = None
 
     def score(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ class _Stream:
             self._foreseen = stop
 
 
-def _ahead(items: Iterator[tuple[Batch, np.ndarray]]) -> Iterator[tuple[Batch, np.ndarray]]:
+def _ahead(items: Iterator[tuple[Batch, np.ndarray]]) -> Generator[tuple[Batch, np.ndarray]]:
     """The same items, made by a thread while the ones before are used."""
     ready: queue.Queue[tuple[Batch, np.ndarray] | BaseException] = queue.Queue(BATCHES_AHEAD)
     over = threading.Event()
@@ -149,15 +150,16 @@ def _ahead(items: Iterator[tuple[Batch, np.ndarray]]) -> Iterator[tuple[Batch, n
 
 
 def _on_device(
-    stream: Iterator[tuple[Batch, np.ndarray]], flip_seed: int | None, device: torch.device | str
+    stream: Generator[tuple[Batch, np.ndarray]], flip_seed: int | None, device: torch.device | str
 ) -> Generator[Batch]:
     """The batches on `device`, mirrored there where they are to be."""
-    for batch, positions in stream:
-        images = batch.samples.to(device, non_blocking=True)
-        labels = batch.labels
-        if labels is not None:
-            labels = labels.to(device, non_blocking=True)
-        if flip_seed is not None:
-            tossed = torch.from_numpy(flips(positions, seed=flip_seed)).to(device)
-            images = torch.where(tossed[:, None, None, None], images.flip(3), images)
-        yield Batch(images, labels)
+    with closing(stream):
+        for batch, positions in stream:
+            images = batch.samples.to(device, non_blocking=True)
+            labels = batch.labels
+            if labels is not None:
+                labels = labels.to(device, non_blocking=True)
+            if flip_seed is not None:
+                tossed = torch.from_numpy(flips(positions, seed=flip_seed)).to(device)
+                images = torch.where(tossed[:, None, None, None], images.flip(3), images)
+            yield Batch(images, labels)

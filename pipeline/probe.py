@@ -66,6 +66,7 @@ def _evaluation_sec(experiment: Experiment, shards: ShardSet, game: Game) -> flo
         configured_extractor(experiment.evaluate, shards.sample.shape),
         shards,
         device=game.device,
+        cache_gb=experiment.data.cache_gb,
     )
     count = min(JUDGED, experiment.evaluate.images)
 
