@@ -13,6 +13,8 @@ from gan.config import ConfigError
 VERBS = {  # the first line of help is kept here, so that `forger --help` imports none of them
     "prepare": "Make checksummed shards of images.",
     "train": "Train an experiment and register its best generator as a candidate.",
+    "runs": "Show every run: its state, how far it is, what to type next.",
+    "resume": "Go on with a run by its own record, or deliver what MLflow did not take.",
     "search": "Try a space of experiments and register the best generator as a candidate.",
     "report": "Show a search as one page.",
     "evaluate": "Judge a generator against a data set, with error bars and pictures.",
@@ -49,7 +51,9 @@ def forger() -> None:
 
 
 def main() -> None:
-    """Runs the command; the user's mistakes end with exit code 2 and no traceback."""
+    """Runs the command. The user's mistakes end with exit code 2, storage that failed and a run
+    that was taken over with 1, without a traceback.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         forger(prog_name="forger")
@@ -61,6 +65,24 @@ def main() -> None:
         for mistake in error.mistakes:
             click.echo(mistake if one else f"  - {mistake}", err=True)
         sys.exit(2)
+    except Exception as error:
+        said = _said_for_people(error)
+        if said is None:
+            raise
+        click.echo(f"error: {said}", err=True)
+        sys.exit(1)
+
+
+def _said_for_people(error: Exception) -> str | None:
+    """The words for an error that is nobody's mistake and no fault of the program's."""
+    from pipeline.lease import FencedError
+    from pipeline.storage import StorageError
+
+    if isinstance(error, StorageError):
+        return str(error)
+    if isinstance(error, FencedError):
+        return f"another command took over this run: {error}"
+    return None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from pipeline.experiment_file import Loaded
     from pipeline.journal import JournalLine
+    from pipeline.run import Run
     from pipeline.train import Trained
 
 COLUMNS = (  # heading, width, metric, format
@@ -27,13 +30,25 @@ SHOWN = ("fd", "kid")  # of the scores
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Print the resolved experiment and start nothing.")
 @click.option("--again", is_flag=True, help="Where the run is complete, begin another beside it.")
-def command(experiment, overrides, dry_run, again) -> None:
+@click.option(
+    "--fork",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value="",
+    help="Go on from the run's newest checkpoint with changed settings, as a run of this name; "
+    "left out, it is the run's with -fork.",
+)
+def command(experiment, overrides, dry_run, again, fork) -> None:
     """Train an experiment and register its best generator.
 
     Overrides name settings as the file does: turns.total_kimg=100 cluster.workers=2. The same
     command resumes a run that was stopped. Without RAY_ADDRESS a Ray of this machine's own is
     started; without MLFLOW_TRACKING_URI tracking goes to a file beside the runs.
     """
+    if fork is not None and again:
+        raise click.UsageError("--fork goes on, --again begins anew: only one of them")
+    if fork and "=" in fork:  # an override that follows --fork is no name
+        overrides, fork = (fork, *overrides), ""
     from pipeline.experiment_file import load_experiment
 
     loaded = load_experiment(experiment, overrides)
@@ -41,18 +56,28 @@ def command(experiment, overrides, dry_run, again) -> None:
         _print_resolved(loaded)
         return
     click.echo(f"{loaded.experiment.name}: loading torch, ray and mlflow")
-    from pipeline.train import TrainingError, train
+    from pipeline.train import train
 
     single = loaded.experiment.replace("search", None)  # its [search] is for `forger search`
     screen = Screen(loaded.experiment.turns.total_kimg)
+    with going_on():
+        trained = train(single, screen.watcher(), again=again, fork=fork)
+    words = ["train", experiment, *overrides, *(["--again"] if again else [])]
+    words += ["--fork", *([fork] if fork else [])] if fork is not None else []
+    print_end(trained, shlex.join(["forger", *words]))
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """A training that failed ends the command with the reason, and how to go on."""
+    from pipeline.train import TrainingError
+
     try:
-        trained = train(single, screen.watcher(), again=again)
+        yield
     except TrainingError as error:
         raise click.ClickException(
             f"{error}\nthe same command goes on from the last checkpoint"
         ) from error
-    words = ["train", experiment, *overrides, *(["--again"] if again else [])]
-    _print_end(trained, shlex.join(["forger", *words]))
 
 
 def _print_resolved(loaded: Loaded) -> None:
@@ -129,13 +154,13 @@ class Screen:
             f"{form.format(line.metrics[name]) if name in line.metrics else '':>{width}}"
             for _, width, name, form in COLUMNS
         )
-        scores = "  ".join(_scores(line.metrics))
+        scores = "  ".join(shown_scores(line.metrics))
         speed = line.metrics["speed/img_per_sec"]
         left = (self.total_kimg * 1000 - line.nimg) / speed
         click.echo(f"{line.nimg / 1000:>8.1f}{_clock(left):>7}{cells}  {scores}".rstrip())
 
 
-def _scores(metrics: dict[str, float]) -> list[str]:
+def shown_scores(metrics: dict[str, float]) -> list[str]:
     """The distances, for one line; errors and the rest are in the journal and in MLflow."""
     from pipeline.snapshot import measure_of
 
@@ -152,23 +177,36 @@ def _clock(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{sec:02}s"
 
 
-def _print_end(trained: Trained, command_line: str) -> None:
+def print_end(trained: Trained, command_line: str) -> None:
+    """Says what a run came to, and what to type next."""
     if not trained.finished:
         click.echo(f"stopped at {trained.nimg / 1000:.1f} kimg; to go on: {command_line}")
         return
     registered, run = trained.registered, trained.run
-    assert registered is not None
     best = run.best()
     assert best is not None
-    scores = ", ".join(_scores(best.card.scores))
-    known = ", the same generator as before" if registered.known else ""
-    name = registered.model.removesuffix("-candidates")
+    scores = ", ".join(shown_scores(best.card.scores))
     click.echo(
         f"\ncomplete at {trained.nimg / 1000:.1f} kimg; "
         f"best at {best.card.nimg / 1000:.1f} kimg: {scores}"
     )
-    click.echo(f"model    registered as candidate {registered.uri}{known}")
-    click.echo(f"samples  {run.storage.below(best.folder).uri}/samples.png")
+    if trained.goodput is not None and trained.goodput.all_sec > 0:
+        click.echo(str(trained.goodput))
+    click.echo(f"samples  {run.storage.uri}/{best.folder}/samples.png")
+    if not trained.delivered:
+        click.echo(f"MLflow did not take it; {resume_command(run)} delivers it")
+        return
     click.echo(f"look     {trained.mlflow_url}")
-    click.echo(f"draw     forger sample {registered.uri} -n 64 --seed 0 -o grid.png")
-    click.echo(f"promote  forger promote {name}")
+    if registered is not None:
+        known = ", the same generator as before" if registered.known else ""
+        name = registered.model.removesuffix("-candidates")
+        click.echo(f"model    registered as candidate {registered.uri}{known}")
+        click.echo(f"draw     forger sample {registered.uri} -n 64 --seed 0 -o grid.png")
+        click.echo(f"promote  forger promote {name}")
+
+
+def resume_command(run: Run) -> str:
+    """What to type to go on with a run, in the folder where it was begun."""
+    storage = run.experiment.cluster.storage
+    words = ["forger", "resume", run.name, *(["--storage", storage] if storage != "runs" else [])]
+    return shlex.join(words)

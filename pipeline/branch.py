@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gan.config import ConfigError
-from pipeline.checkpoint import DAMAGE, all_nimg, checkpoint_at, copy_checkpoint
+from pipeline.checkpoint import (
+    DAMAGE,
+    all_nimg,
+    checkpoint_at,
+    copy_checkpoint,
+    latest_checkpoint,
+)
 from pipeline.checkpoint import FOLDER as CHECKPOINTS
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
@@ -89,6 +95,26 @@ def branch(
     _copy_snapshots(parent.storage, storage, nimg)
     run.publish()
     return run
+
+
+def fork_of(name: str, fork: str, experiment: Experiment, shards: ShardSet) -> Run:
+    """The branch called `fork` of the run `name`, from its newest checkpoint, with an experiment
+    that may differ; where it is there already, as it was begun.
+
+    Raises ConfigError as `branch` does, and where there is nothing to go on from.
+    """
+    runs = open_storage(experiment.cluster.storage)
+    parent = Run.at(runs.below(name))
+    if fork == name:
+        raise ConfigError([f"--fork needs another name than the run's own, got {fork!r}"])
+    if runs.exists(f"{fork}/{RECORD}"):
+        found = Run.at(runs.below(fork)).lineage.get("branched") or {}
+        if found.get("run_id") == parent.id:
+            return branch(parent, fork, experiment, shards, nimg=found["nimg"])
+    newest = latest_checkpoint(parent.storage)
+    if newest is None:
+        raise ConfigError([f"{name} has no checkpoint yet that a fork could go on from"])
+    return branch(parent, fork, experiment, shards, nimg=newest.nimg)
 
 
 def _refuse_misfits(parent: Run, experiment: Experiment, shards: ShardSet, *, nimg: int) -> None:

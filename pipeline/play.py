@@ -27,6 +27,7 @@ from pipeline.checkpoint import (
     standings,
 )
 from pipeline.dataset import ShardSet
+from pipeline.events import note_playing
 from pipeline.host import DivergedError, Host
 from pipeline.loader import batches
 from pipeline.rollbacks import (
@@ -127,6 +128,7 @@ class _Match:
         last_tick = 0
         if self.world.is_first:
             run.note_stretch(stretch(self.game.nimg, self.world, device))
+            note_playing(run.storage, token=token, nimg=self.game.nimg)
             for line in run.journal():
                 if line.nimg <= self.game.nimg:
                     last_tick = line.nimg

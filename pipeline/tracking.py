@@ -19,10 +19,12 @@ from gan.config import ConfigError
 from pipeline.backend import Backend
 from pipeline.experiment_file import experiment_toml
 from pipeline.journal import JournalLine
+from pipeline.rollbacks import Rollback
 from pipeline.run import Run, now_ms
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 log = logging.getLogger(__name__)
 
@@ -111,19 +113,40 @@ class Tracker:
         self.client = where.client()
         name = run.experiment.tracking.experiment or run.experiment.name
         self.experiment_id = experiment_called(self.client, name, artifacts=where.artifacts)
-        self.run_id = self._find_run() or self._create_run()
+        self.run_id = self._only_run()
+        self._describe()
         self.client.update_run(self.run_id, status="RUNNING")
         self.shipped = self._read_shipped()  # nimg of the last journal line that MLflow has
 
-    def _find_run(self) -> str | None:
-        found = self.client.search_runs(
+    def _only_run(self) -> str:
+        """MLflow's run of this one, created where there is none.
+
+        A server may carry out a create whose answer was lost, and late: then there are two, of
+        which the first counts, and the other goes.
+        """
+        from pipeline.asking import create_once
+
+        run_id = create_once(self._first_run, self._create_run).info.run_id
+        self._drop_doubles(run_id)
+        return run_id
+
+    def _drop_doubles(self, run_id: str) -> None:
+        for other in self._runs():
+            if other.info.run_id != run_id:
+                self.client.delete_run(other.info.run_id)
+
+    def _runs(self) -> list[MlflowRun]:
+        """All runs of this one, the first by time first."""
+        return self.client.search_runs(
             [self.experiment_id],
             filter_string=f"tags.`forger.run_id` = '{self.run.id}'",
-            max_results=1,
+            order_by=["attributes.start_time ASC"],
         )
-        return found[0].info.run_id if found else None
 
-    def _create_run(self) -> str:
+    def _first_run(self) -> MlflowRun | None:
+        return next(iter(self._runs()), None)
+
+    def _create_run(self) -> None:
         lineage = self.run.lineage
         tags = {
             "forger.run_id": self.run.id,
@@ -136,15 +159,20 @@ class Tracker:
             **({"mlflow.source.git.commit": lineage["commit"]} if lineage.get("commit") else {}),
             **{f"forger.package.{name}": v for name, v in lineage["packages"].items()},
         }
-        created = self.client.create_run(self.experiment_id, tags=tags, run_name=self.run.name)
-        run_id = created.info.run_id
+        self.client.create_run(self.experiment_id, tags=tags, run_name=self.run.name)
+
+    def _describe(self) -> None:
+        """Files and params, where an interruption had left them out; params say that all are
+        there.
+        """
         from mlflow.entities import Param
 
+        if self.client.get_run(self.run_id).data.params:
+            return
+        self.client.log_text(self.run_id, experiment_toml(self.run.experiment), "experiment.toml")
+        self.client.log_dict(self.run_id, self.run.lineage, "lineage.json")
         params = [Param(k, str(v)[:MAX_PARAM]) for k, v in self.run.experiment.flat().items()]
-        self.client.log_batch(run_id, params=params)
-        self.client.log_text(run_id, experiment_toml(self.run.experiment), "experiment.toml")
-        self.client.log_dict(run_id, lineage, "lineage.json")
-        return run_id
+        self.client.log_batch(self.run_id, params=params)
 
     def _read_shipped(self) -> int:
         found = shipped(self.run)
@@ -195,19 +223,36 @@ class Tracker:
         A server that is away at that moment is named and no more: the journal has what it missed.
         """
         try:
-            self.client.set_terminated(self.run_id, status=status)
+            self.end(status)
         except Exception as error:
             log.warning("MLflow could not be told that the run is %s: %s", status, error)
 
+    def end(self, status: str) -> None:
+        """Ends MLflow's run as `finish` does; raises where MLflow does not take it."""
+        self._drop_doubles(self.run_id)  # one that was created late would seem to be running
+        self.client.set_terminated(self.run_id, status=status)
+
     def log_best(self, scores: dict[str, float], nimg: int, *, time_ms: int) -> None:
         """Logs the best snapshot's scores as best/..., at the nimg they come from."""
+        names = {f"best/{name.removeprefix('score/')}": value for name, value in scores.items()}
+        self.log_at(names, nimg, time_ms=time_ms)
+
+    def log_at(self, metrics: dict[str, float], nimg: int, *, time_ms: int) -> None:
+        """Logs metrics at one nimg; at the same time they are the same points."""
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(f"best/{name.removeprefix('score/')}", value, time_ms, nimg)
-            for name, value in scores.items()
-        ]
-        self.client.log_batch(self.run_id, metrics=metrics)
+        points = [Metric(name, value, time_ms, nimg) for name, value in metrics.items()]
+        self.client.log_batch(self.run_id, metrics=points)
+
+    def log_rollbacks(self, given_up: list[Rollback]) -> None:
+        """Tells how often, from where and why the game was taken up again further back."""
+        text = "".join(
+            f"{back.number}: from {back.from_nimg} to {back.to_nimg} images, learning rates times "
+            f"{back.lr_factor:g}: {back.reason}\n"
+            for back in given_up
+        )
+        self.client.log_text(self.run_id, text, "rollbacks.txt")
+        self.tag({"forger.rollbacks": len(given_up)})
 
     def tag(self, tags: dict[str, Any]) -> None:
         """Sets tags of MLflow's run."""

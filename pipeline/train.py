@@ -8,31 +8,36 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from gan.config import ConfigError, check_sample
 from pipeline.backend import Backend, backend
+from pipeline.branch import fork_of
 from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import check_address, connected
 from pipeline.data_checks import check_data
 from pipeline.dataset import ShardSet, open_shards
+from pipeline.events import Events
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
 from pipeline.fits import TrainingError, play_on_ray
+from pipeline.goodput import Goodput, goodput
 from pipeline.journal import JournalLine
-from pipeline.lease import Lease, take
+from pipeline.lease import take
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
-from pipeline.run import Run, free_name, now_ms
+from pipeline.run import RECORD, Best, Run, changes_of_data, free_name, now_ms
 from pipeline.shards import verify_shards
-from pipeline.storage import open_storage
-from pipeline.tracking import Tracker, open_tracker
+from pipeline.shipping import Shipper
+from pipeline.storage import StorageError, open_storage
+from pipeline.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SEC = 5
+OPENING_SEC = 60.0  # how long a new run waits for MLflow's first word, beside Ray's start
+GOODBYE_SEC = 10.0  # for the end of a run that was stopped or failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +47,11 @@ class Trained:
     run: Run
     nimg: int
     finished: bool
-    registered: Registered | None  # once finished
+    registered: Registered | None  # once finished and delivered
     where: Backend
     mlflow_url: str | None
+    delivered: bool = True  # whether MLflow took all of it
+    goodput: Goodput | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +67,74 @@ class Watcher:
 
 
 def train(
-    experiment: Experiment, watcher: Watcher, *, again: bool = False, register_best: bool = True
+    experiment: Experiment,
+    watcher: Watcher,
+    *,
+    again: bool = False,
+    fork: str | None = None,
+    register_best: bool = True,
 ) -> Trained:
     """Trains the experiment's run to its end and registers the best generator.
 
-    A run that is complete is returned as it is; with `again`, another is begun beside it. Without
-    `register_best` nothing is registered. On KeyboardInterrupt the workers checkpoint at their
-    next tick and the run is returned unfinished; a second one gives up at once. Raises ConfigError
-    for the user's mistakes, before anything is started, and TrainingError where the workers failed
-    for good.
+    A run that is complete is returned as it is, once MLflow has all of it; with `again`, another
+    is begun beside it. With `fork` the experiment may differ from the run's: it goes on from the
+    run's newest checkpoint as a run of that name ('' for NAME-fork). Without `register_best`
+    nothing is registered. On KeyboardInterrupt the workers checkpoint at their next round and the
+    run is returned unfinished; a second one gives up at once. Raises ConfigError for the user's
+    mistakes, before anything is started, and TrainingError where the workers failed for good.
     """
+    shards = _checked(experiment)
+    runs, name = open_storage(experiment.cluster.storage), experiment.name
+    if again:
+        name = free_name(runs, name)
+    begun = fork is None and runs.exists(f"{name}/{RECORD}")
+    where = backend(experiment.cluster.storage, must_answer=not begun)
+    check_address()
+    if fork is not None:
+        run = fork_of(name, fork or f"{name}-fork", experiment, shards)
+    else:
+        run = Run.open(name, experiment, shards)
+    return _to_the_end(run, shards, where, watcher, new=not begun, register_best=register_best)
+
+
+def resume(storage: str, name: str, watcher: Watcher) -> Trained:
+    """Goes on with the run `name` below `storage` by its own record: trains it to its end, or
+    delivers to MLflow what an outage kept from it.
+
+    Raises ConfigError where there is none, or where it is a search's trial; else as `train`.
+    """
+    run = Run.at(open_storage(storage).below(name))
+    if run.lineage.get("search"):
+        search = run.lineage["search"]["name"]
+        raise ConfigError(
+            [f"{name} is a trial of the search {search}, which `forger search` goes on with"]
+        )
+    run.experiment = run.experiment.replace("cluster.storage", storage)
+    shards = _checked(run.experiment)
+    changes = changes_of_data(run, shards)
+    if changes:
+        raise ConfigError(changes)
+    where = backend(storage, must_answer=False)
+    check_address()
+    return _to_the_end(run, shards, where, watcher, new=False, register_best=True)
+
+
+def _checked(experiment: Experiment) -> ShardSet:
+    """The experiment's data, once all that can be known to fail later was looked at."""
     shards = open_shards(experiment.data.shards)
     check_sample(experiment.game, shards.sample)
     check_data(experiment.data, shards)
     configured_extractor(experiment.evaluate, shards.sample.shape)
     verify_shards(shards)
-    where = backend(experiment.cluster.storage)
-    check_address()
-    name = experiment.name
-    if again:
-        name = free_name(open_storage(experiment.cluster.storage), name)
-    run = Run.open(name, experiment, shards)
-    if run.result is not None:
-        result = run.result
+    return shards
+
+
+def _to_the_end(
+    run: Run, shards: ShardSet, where: Backend, watcher: Watcher, *, new: bool, register_best: bool
+) -> Trained:
+    """The run to its end or to a stop, by this command alone."""
+    result = run.result
+    if result is not None and result.get("delivered", True):
         registered = _registered(result["registered"])
         return Trained(run, result["nimg"], True, registered, where, result["mlflow_url"])
 
@@ -90,7 +142,10 @@ def train(
         return {"journalled": run.journalled_nimg}
 
     with take(run.storage, who=f"forger train {run.name}", note=journalled) as lease:
-        return _train(run, shards, where, watcher, lease, register_best=register_best)
+        command = _Command(run, shards, where, watcher, token=lease.token, fence=lease.check)
+        if result is not None:
+            return command.complete(register_best=register_best)
+        return command.train(new=new, register_best=register_best)
 
 
 def _registered(record: dict[str, Any] | None) -> Registered | None:
@@ -102,135 +157,170 @@ def _registered(record: dict[str, Any] | None) -> Registered | None:
     )
 
 
-def _train(
-    run: Run,
-    shards: ShardSet,
-    where: Backend,
-    watcher: Watcher,
-    lease: Lease,
-    *,
-    register_best: bool,
-) -> Trained:
-    """The run, which nobody else is playing, to its end or to a stop."""
-    run.withdraw_stop()
-    experiment, start = run.experiment, newest_nimg(run.storage)
-    # In the background, because importing and migrating MLflow takes as long as Ray's start.
-    with ThreadPoolExecutor(1) as background:
-        waiting = background.submit(open_tracker, where, run)
-        if start >= experiment.turns.total_nimg:  # only the end was interrupted
-            tracker = waiting.result()
-            watcher.begun(run, tracker.url, start)
-            outcome = Outcome(start, finished=True)
-        else:
-            watcher.said("starting Ray and MLflow")
-            with connected(experiment.cluster):
-                tracker = waiting.result()
-                watcher.begun(run, tracker.url, start)
-                follower = _Follower(run, tracker, watcher)
-                try:
-                    outcome = play_on_ray(
-                        run,
-                        shards,
-                        token=lease.token,
-                        follow=follower.step,
-                        said=watcher.said,
-                        begun=lambda: follower.begun,
-                        events=Silent(),
-                    )
-                except KeyboardInterrupt:
-                    tracker.finish("KILLED")
-                    raise
-                except (TrainingError, ConfigError):
-                    tracker.finish("FAILED")
-                    raise
-                follower.last()
-    if not outcome.finished:
-        tracker.finish("KILLED")
-        return Trained(run, outcome.nimg, False, None, where, tracker.url)
-    return _complete(run, outcome, tracker, register_best=register_best)
+class _Command:
+    """One command's work on a run that nobody else works on. `token` is its lease's."""
 
+    def __init__(
+        self,
+        run: Run,
+        shards: ShardSet,
+        where: Backend,
+        watcher: Watcher,
+        *,
+        token: int,
+        fence: Callable[[], None],
+    ):
+        self.run, self.shards, self.where, self.watcher = run, shards, where, watcher
+        self.token, self.fence = token, fence
+        self.shipper = Shipper(where, run, fence=fence, said=watcher.said)
 
-def _complete(run: Run, outcome: Outcome, tracker: Tracker, *, register_best: bool) -> Trained:
-    """Registers the best generator and closes the run; safe to do again where it was cut short."""
-    registered = None
-    best = run.best()
-    assert best is not None, "a finished run has been judged at its end"
-    judged = [line.time_ms for line in run.journal() if line.nimg == best.card.nimg]
-    try:
-        tracker.ship(list(run.journal(after=tracker.shipped)))
-        tracker.log_best(best.card.scores, best.card.nimg, time_ms=(judged or [now_ms()])[0])
+    def train(self, *, new: bool, register_best: bool) -> Trained:
+        """Plays to the end, or to a stop."""
+        run, start = self.run, newest_nimg(self.run.storage)
+        run.withdraw_stop()
+        if start < run.experiment.turns.total_nimg:
+            outcome = self._play(start, new=new)
+            if not outcome.finished:
+                delivered = self._end("KILLED")
+                return Trained(
+                    run, outcome.nimg, False, None, self.where, self.shipper.url, delivered
+                )
+        else:  # only the end was interrupted
+            self.watcher.begun(run, self.shipper.url, start)
+        return self.complete(register_best=register_best)
+
+    def _play(self, start: int, *, new: bool) -> Outcome:
+        run, watcher = self.run, self.watcher
+        events = Events(run.storage, self.token)
+        events.add("began")
+        watcher.said("starting Ray and MLflow")
+        follower: _Follower | None = None
+        try:
+            with connected(run.experiment.cluster):
+                if new:  # nothing is lost yet: better no run than one that nobody can look at
+                    self.shipper.wait_for_first_answer(OPENING_SEC)
+                watcher.begun(run, self.shipper.url, start)
+                following = follower = _Follower(run, self.shipper, watcher)
+                outcome = play_on_ray(
+                    run,
+                    self.shards,
+                    token=self.token,
+                    follow=follower.follow,
+                    said=watcher.said,
+                    begun=lambda: following.begun,
+                    events=events,
+                )
+                follower.look()
+        except KeyboardInterrupt:
+            events.add("stopped", nimg=newest_nimg(run.storage))
+            self._end("KILLED")
+            raise
+        except (TrainingError, ConfigError) as error:
+            events.add(
+                "failed",
+                why=str(error),
+                diverged=int(follower is not None and isinstance(error, ConfigError)),
+            )
+            self._end("FAILED")
+            raise
+        events.add("finished" if outcome.finished else "stopped", nimg=outcome.nimg)
+        return outcome
+
+    def _end(self, status: str) -> bool:
+        """Tells MLflow how it ended, and says so where it did not take all of it."""
+        delivered = self.shipper.finish(status, deadline_sec=GOODBYE_SEC)
+        if not delivered:
+            self.watcher.said(
+                f"some ticks did not reach MLflow; they are in {self.run.storage.uri}, "
+                f"and the next command on this run sends them"
+            )
+        return delivered
+
+    def complete(self, *, register_best: bool) -> Trained:
+        """Delivers all, registers the best generator and closes the run; safe to do again where
+        it was cut short.
+        """
+        run, total = self.run, self.run.experiment.turns.total_nimg
+        best, spent = run.best(), goodput(run)
+        assert best is not None, "a finished run has been judged at its end"
         run.lineage = Run.at(run.storage).lineage  # the workers noted there what they play on
-        if register_best:
-            registered = register(tracker.where, run, best, mlflow_run_id=tracker.run_id)
-            tracker.tag({"forger.model_version": registered.uri})
-        tracker.finish("FINISHED")
-    except Exception as error:  # the training itself is safe in the run's folder
-        raise TrainingError(
-            f"{run.name} is trained, but MLflow did not take it: {type(error).__name__}: {error}"
-        ) from error
-    result = {
-        "nimg": outcome.nimg,
-        "best": best.folder,
-        "registered": registered and dataclasses.asdict(registered),
-        "mlflow_url": tracker.url,
-    }
-    run.complete(result)
-    return Trained(run, outcome.nimg, True, registered, tracker.where, tracker.url)
+        found: list[Registered] = []
+
+        def last(tracker: Tracker) -> None:
+            self._log_end(tracker, best, spent)
+            if register_best:
+                found[:] = [register(self.where, run, best, mlflow_run_id=tracker.run_id)]
+                tracker.tag({"forger.model_version": found[0].uri})
+
+        try:
+            delivered = self.shipper.finish("FINISHED", last=last)
+        except Exception as error:  # the training itself is safe in the run's folder
+            raise TrainingError(
+                f"{run.name} is trained, but its generator could not be registered: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        registered = found[0] if delivered and found else None
+        self.fence()
+        run.complete(
+            {
+                "nimg": total,
+                "best": best.folder,
+                "registered": registered and dataclasses.asdict(registered),
+                "mlflow_url": self.shipper.url,
+                "delivered": delivered,
+                "goodput": spent.metrics(),
+            }
+        )
+        return Trained(
+            run, total, True, registered, self.where, self.shipper.url, delivered, spent
+        )
+
+    def _log_end(self, tracker: Tracker, best: Best, spent: Goodput) -> None:
+        """What only the end knows; at times of the run's own, so that twice is once."""
+        times = {line.nimg: line.time_ms for line in self.run.journal()}
+        nimg, total = best.card.nimg, self.run.experiment.turns.total_nimg
+        newest_ms = max(times.values(), default=now_ms())
+        tracker.log_best(best.card.scores, nimg, time_ms=times.get(nimg, newest_ms))
+        if spent.all_sec > 0:
+            tracker.log_at(spent.metrics(), total, time_ms=newest_ms)
 
 
 class _Follower:
-    """Passes on what the workers journal: to the watcher's screen and to MLflow."""
+    """Passes on what the workers journal and leave to be said: to the screen, and to MLflow by a
+    nudge.
+    """
 
-    def __init__(self, run: Run, tracker: Tracker, watcher: Watcher):
-        self.run, self.tracker, self.watcher = run, tracker, watcher
-        self._seen = max((line.nimg for line in run.journal()), default=-1)
+    def __init__(self, run: Run, shipper: Shipper, watcher: Watcher):
+        self.run, self.shipper, self.watcher = run, shipper, watcher
+        self._seen = run.journalled_nimg
+        self._read = max((name for name, _ in run.told()), default="")
+        self._waited_sec, self._since = 0, time.monotonic()
         self._complained = self.ticked = False
-        self._waited_sec = 0
-        self._since = time.monotonic()
 
     def follow(self) -> None:
-        """Tells what is new; a tracking server that fails is named once, and tried again."""
-        for line in self.run.journal(after=self._seen):
-            self._seen, self.ticked = line.nimg, True
-            self.watcher.ticked(line)
-        try:
-            self.tracker.ship(list(self.run.journal(after=self.tracker.shipped)))
-        except Exception as error:  # whatever tracking does, training goes on
-            if not self._complained:
-                log.warning("MLflow took no metrics (%s); training goes on, they are kept", error)
-            self._complained = True
-
-    def step(self) -> None:
         """Tells what is new, or that nothing has come yet."""
-        self.follow()
-        self._since = self.patience(self._since)
+        self.look()
+        if not self.ticked and time.monotonic() - self._since >= PATIENCE_SEC:
+            self._since = time.monotonic()
+            self._waited_sec += PATIENCE_SEC
+            self.watcher.said(f"  the workers are starting: {self._waited_sec} s")
+
+    def look(self) -> None:
+        """Tells what is new. Storage that fails is named once: the workers may see it better."""
+        try:
+            for name, text in self.run.told(after=self._read):
+                self._read = name
+                self.watcher.said(text)
+            for line in self.run.journal(after=self._seen):
+                self._seen, self.ticked = line.nimg, True
+                self.watcher.ticked(line)
+        except StorageError as error:
+            if not self._complained:
+                log.warning("the run cannot be looked at (%s); training goes on", error)
+            self._complained = True
+        self.shipper.nudge()
 
     @property
     def begun(self) -> bool:
         """Whether there is a tick of this command's, seen on the screen or not yet."""
         return self.ticked or any(True for _ in self.run.journal(after=self._seen))
-
-    def patience(self, since: float) -> float:
-        """Says every few seconds that nothing has ticked yet; returns when it last did."""
-        if self.ticked or time.monotonic() - since < PATIENCE_SEC:
-            return since
-        self._waited_sec += PATIENCE_SEC
-        self.watcher.said(f"  the workers are starting: {self._waited_sec} s")
-        return time.monotonic()
-
-    def last(self) -> None:
-        """Tells what is new, and says so where MLflow did not take all of it."""
-        self.follow()
-        if self.tracker.shipped < self._seen:
-            self.watcher.said(
-                f"some ticks did not reach MLflow; they are in {self.run.storage.uri}, "
-                f"and the next command on this run sends them"
-            )
-
-
-class Silent:
-    """stub"""
-
-    def add(self, kind: str, **facts: float | str) -> None:
-        """stub"""
-        log.warning("event %s %s", kind, facts)
