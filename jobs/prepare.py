@@ -51,7 +51,7 @@ import click
     help="Share of the images that becomes a set of its own, DEST/held-out.",
 )
 @click.option("--dedupe", is_flag=True, help="Drop exact copies: images of equal decoded pixels.")
-@click.option("--keep-order", is_flag=True, default=None, help="Do not shuffle the images.")
+@click.option("--keep-order", is_flag=True, help="Do not shuffle the images.")
 @click.option(
     "--max-bad",
     default="10%",
@@ -62,8 +62,10 @@ import click
 @click.option(
     "--processes", type=click.IntRange(1), help="Default: all cores, or Ray at RAY_ADDRESS."
 )
-def command(source, destination, labels, name_column, label_column, image_column, split,
-            channels, **settings) -> None:  # fmt: skip
+def command(
+    source, destination, labels, name_column, label_column, image_column, split, size_px, channels,
+    fit, filter, linear, encoding, held_out, dedupe, keep_order, max_bad, processes,
+) -> None:  # fmt: skip
     """Make checksummed shards in DEST from the images in SRC, and a report on them.
 
     SRC is a folder of images whose sub-folders are classes, a zip or tar of them, an IDX file
@@ -97,7 +99,16 @@ def command(source, destination, labels, name_column, label_column, image_column
             wanted=wanted,
             channels=int(channels) if channels else None,
             progress=progress,
-            **settings,
+            size_px=size_px,
+            fit=fit,
+            filter=filter,
+            linear=linear,
+            encoding=encoding,
+            held_out=held_out,
+            dedupe=dedupe,
+            keep_order=keep_order or None,
+            max_bad=max_bad,
+            processes=processes,
         )
     tell(shards)
 

@@ -22,13 +22,12 @@ def without_copies(done: list[Done], job: Job, report: Report) -> list[Done]:
 
     Images held out come after those to train on, so that no copy of one is among the other.
     """
-    places, keys, owners = [], [], []
-    for which, one in enumerate(done):
+    places, keys = [], []
+    for one in done:
         here = np.frombuffer(base64.b64decode(one.note["copy_keys"]), f"V{COPY_KEY_BYTES}")
         keys.append(here)
-        owners.append(np.full(len(here), which))
         places.append(np.array(one.note["kept"], np.int64))
-    all_keys, owner, number = (np.concatenate(parts) for parts in (keys, owners, places))
+    all_keys, number = np.concatenate(keys), np.concatenate(places)
     words = all_keys.view([("high", "<u8"), ("low", "<u8")])
     order = np.lexsort((np.arange(len(words)), words["low"], words["high"]))
     same = words[order][1:] == words[order][:-1]

@@ -1,13 +1,13 @@
-"""One image as people have it to one as networks take it: decoded, upright, of a stated mode, fitted
-by a named filter.
+"""One image as people have it to one as networks take it: decoded, upright, of a stated mode,
+fitted by a named filter.
 
 The rules, one a kind of pixel:
   1, L            grey
   P               the colours of its palette
   LA, PA, RGBA    and all else that is see-through: laid on white, as browsers show it
-  CMYK, YCbCr     and the like: by Pillow's plain formulas; embedded colour profiles are not applied
+  CMYK, YCbCr     and the like: by Pillow's plain formulas; colour profiles are not applied
   16-bit grey     scaled by 255/65535 and rounded (Pillow's own conversion would clip)
-  16-bit colour   the upper 8 bits of files (as Pillow decodes them); arrays are scaled as grey is
+  16-bit colour   the upper 8 bits of files, as Pillow decodes them; arrays are scaled as grey is
   32-bit          integers as 16-bit grey where they are within 0 to 65535; floats are refused
   several frames  the first one
 """
@@ -35,7 +35,9 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 # Only these decoders are asked: others start programs (EPS) or draw (WMF).
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+Image.init()  # else a format is known only once another one was tried in vain
+WANTED = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
 MAX_PIXELS = 64 * 2**20  # of one source image; more is refused from its header
 # The tone curve of sRGB (IEC 61966-2-1) at its 256 values.
 _CODES = np.arange(256) / 255

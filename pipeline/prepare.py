@@ -6,26 +6,25 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from gan.config import ConfigError
 from gan.randomness import derive_seed
 from pipeline.copies import without_copies
-from pipeline.dataset import INDEX, Encoding, ShardSet, open_shards
+from pipeline.dataset import Encoding, ShardSet
 from pipeline.fitting import Filter, Fit, Fitting, decode, is_grey
 from pipeline.order import permute
-from pipeline.parts import file_sha256, finished_parts, forget_parts, publish_parts
+from pipeline.parts import Part, publish_parts
 from pipeline.prepare_report import Report, write_report
 from pipeline.sources.opening import Wanted, opened
-from pipeline.sources.source import BadImage, Scratch, Source
-from pipeline.storage import LOCK, Folder, Storage, open_storage
+from pipeline.sources.source import BadImage, Source
+from pipeline.storage import Folder, Storage, open_storage
+from pipeline.unfinished import already, finished, forget_shards, workshop
 from pipeline.units import Done, Job, Unit, images_per_unit
 from pipeline.workforce import each_unit
 
@@ -33,11 +32,11 @@ log = logging.getLogger(__name__)
 
 PLAN = 1  # of the rules by which pixels and their order come about
 HELD_OUT = "held-out"  # the set within the set
-WORKSHOP = "preparing"  # of what is unpacked, and of the lock
 RAW_UP_TO_PX = 64
 LOOKED_AT = 64  # images that tell size and channels where they are not given
 NAMED_IN_INDEX = 1000
 NAMED_IN_ERROR = 20
+HANDFUL = 10  # bad images that no share forbids
 
 Progress = Callable[[int, int], None]
 
@@ -56,7 +55,7 @@ def prepare(
     *,
     wanted: Wanted | None = None,
     size_px: int | None = None,
-    channels: Literal[1, 3] | None = None,
+    channels: int | None = None,
     fit: Fit = "crop",
     filter: Filter = "lanczos",
     linear: bool = False,
@@ -73,10 +72,10 @@ def prepare(
 
     `source` is a folder, a zip or tar, an IDX or NumPy file, Parquet or Arrow, an s3:// prefix of
     any of these, 'embedded:digits' or 'embedded:faces'; `wanted` says which part of it. Pixels are
-    made by the rules of `pipeline.fitting`. Without `size_px`, the first image's size counts; where
-    no network plays that size, it is padded to the next one that is. Without `channels` it is 3
-    where any of the first images looked at has colour. Without `encoding` it is 'raw' up to 64 px
-    and 'webp' (lossless) above.
+    made by the rules of `pipeline.fitting`. Without `size_px`, the first image's size counts;
+    where no network plays that size, it is padded to the next one that is. Without `channels` it
+    is 3 where any of some images has colour. Without `encoding` it is 'raw' up to 64 px and
+    'webp' (lossless) above.
 
     The share `held_out` of the images, by a hash of their keys, becomes a set of its own at
     `destination`/held-out. `dedupe` keeps the first of images whose decoded pixels are equal.
@@ -92,8 +91,13 @@ def prepare(
         raise ConfigError([f"held-out must be a share from 0 to below 1, got {held_out}"])
     allowed = _allowed(max_bad)
     storage = open_storage(destination)
+    if isinstance(storage, Folder) and Path(source).expanduser().resolve() in (
+        storage.root,
+        *storage.root.parents,
+    ):
+        raise ConfigError([f"DEST must lie outside SRC, got {destination!r} within {source!r}"])
     with (
-        _workshop(storage) as scratch,
+        workshop(storage) as scratch,
         opened(source, wanted or Wanted(), scratch=scratch) as images,
     ):
         if not len(images):
@@ -110,11 +114,11 @@ def prepare(
             "order": "kept" if keep_order else "shuffled",
         }
         plan = _plan(images, settings)
-        if (whole := _already(storage, plan)) is not None:
+        if (whole := already(storage, plan)) is not None:
             return whole
         sets = _sets(images, storage, held_out, keep_order)
         for one in sets[1:]:
-            _already(open_storage(one.uri), plan)
+            already(open_storage(one.uri), plan)
         job = Job(source=images, fitting=fitting, encoding=encoding, plan=plan, dedupe=dedupe)
         report = Report(source=images.name, settings=settings, classes=images.classes)
         report.refuse(images.refused)
@@ -153,7 +157,7 @@ def _do(
 
     todo = []
     for one in sets:
-        known = _finished(open_storage(one.uri), job.plan)
+        known = finished(open_storage(one.uri), job.plan)
         shape = job.fitting.size_px**2 * job.fitting.channels
         step = images_per_unit(len(one.images), shape)
         for number, start in enumerate(range(0, len(one.images), step)):
@@ -173,32 +177,6 @@ def _do(
     return sorted(done, key=lambda one: (order[one.uri], one.number))
 
 
-def _finished(storage: Storage, plan: str) -> dict[int, Any]:
-    """Parts of this plan whose shards are whole; records of other plans, and their shards, go."""
-    found = finished_parts(storage, plan=plan)
-    whole = {}
-    for number, part in found.items():
-        with storage.local(part.shard.file) as path:
-            if file_sha256(path) == part.shard.sha256:
-                whole[number] = part
-            else:
-                log.warning("%s is damaged and is made again", part.shard.file)
-    if not found:
-        _forget_shards(storage)
-        forget_parts(storage)
-    return whole
-
-
-def _forget_shards(storage: Storage) -> None:
-    """Deletes shards that no index names: an abandoned run's."""
-    kept = set()
-    if storage.exists(INDEX):
-        kept = {shard.file for shard in open_shards(storage.uri).shards}
-    for name in storage.names():
-        if re.fullmatch(r"shard-\d{5,}-[0-9a-f]{12}\.arrow", name) and name not in kept:
-            storage.delete(name)
-
-
 def _publish(
     done: list[Done], sets: list[_Set], job: Job, report: Report, storage: Storage
 ) -> ShardSet:
@@ -215,11 +193,15 @@ def _publish(
         "num_copies": len(report.copies),
         "num_enlarged": report.enlarged,
     }
-    parts = {one.uri: [d.part for d in done if d.uri == one.uri and d.part] for one in sets}
+    parts: dict[str, list[Part]] = {one.uri: [] for one in sets}
+    for one in done:
+        if one.part is not None:
+            parts[one.uri].append(one.part)
     for one in sets:
         if not parts[one.uri]:
             write_report(storage, report, None)
             raise ConfigError([f"none of the {len(one.images)} images for {one.uri} can be used"])
+    report.keep(parts)
     write_report(storage, report, (parts[sets[0].uri], job))
     apart = sum(p.shard.num_images for one in sets[1:] for p in parts[one.uri])
     origin["num_held_out"] = apart
@@ -228,28 +210,8 @@ def _publish(
         results[one.uri] = publish_parts(
             here, parts[one.uri], classes=job.source.classes, encoding=job.encoding, origin=origin
         )
-        _forget_shards(here)
+        forget_shards(here)
     return results[sets[0].uri]
-
-
-def _already(storage: Storage, plan: str) -> ShardSet | None:
-    """The set that is at the destination, where it was made by this very plan.
-
-    Raises ConfigError where it is another one: sooner than after the work.
-    """
-    if not storage.exists(INDEX):
-        return None
-    old = open_shards(storage.uri)
-    if old.origin.get("plan") == plan:
-        forget_parts(storage)
-        _forget_shards(storage)
-        return old
-    raise ConfigError(
-        [
-            f"{storage.uri} already holds another data set ({old.num_images} images, digest "
-            f"{old.digest[:12]}), of other images or settings; choose another place or delete it"
-        ]
-    )
 
 
 def _sets(images: Source, storage: Storage, held_out: float, keep_order: bool) -> list[_Set]:
@@ -340,14 +302,14 @@ def _fitting(
 
 
 def _allowed(max_bad: str) -> Callable[[int], float]:
-    """How many images of so many may be bad. Raises ConfigError for what is neither a number nor a
-    share.
+    """How many images of so many may be bad; a share is never fewer than a handful, or one broken
+    file would stop a small folder. Raises ConfigError for what is neither a number nor a share.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", max_bad.strip())
     if found is None or (not found[2] and "." in found[1]):
         raise ConfigError([f"max-bad must be a number or a share as '5%', got {max_bad!r}"])
     number = float(found[1])
-    return lambda total: number / 100 * total if found[2] else number
+    return lambda total: max(HANDFUL, number / 100 * total) if found[2] else number
 
 
 def _too_many(report: Report, allowed: float, uri: str) -> str:
@@ -360,27 +322,3 @@ def _too_many(report: Report, allowed: float, uri: str) -> str:
         + "; ".join(named)
         + (f"; and {more} more, named in {uri}/report.json" if more else "")
     )
-
-
-@contextmanager
-def _workshop(storage: Storage) -> Iterator[Scratch]:
-    """Where things are unpacked, held by one process at a time; nothing of it stays."""
-    made = isinstance(storage, Folder) and not storage.root.exists()
-    shop = storage.below(WORKSHOP)
-    try:
-        with shop.locked(f"another process is preparing data into {storage.uri}"):
-            if isinstance(storage, Folder):
-                try:
-                    yield Scratch(storage.root / WORKSHOP / "unpacked")
-                finally:
-                    shop.delete(LOCK)
-            else:
-                with tempfile.TemporaryDirectory(prefix="forger-prepare-") as folder:
-                    yield Scratch(Path(folder) / "unpacked")
-    finally:
-        if isinstance(storage, Folder):
-            for folder in (storage.root / WORKSHOP, *([storage.root] if made else [])):
-                try:
-                    folder.rmdir()
-                except OSError:  # it holds something
-                    break

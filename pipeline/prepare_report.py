@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -36,7 +36,7 @@ class Report:
     classes: tuple[str, ...]
     set_aside: list[tuple[int, str, str]] = field(default_factory=list)  # number, key, reason
     copies: list[tuple[str, str]] = field(default_factory=list)  # key, key of the one kept
-    counts: Counter[str] = field(default_factory=Counter)  # images fitted, by set
+    counts: Counter[str] = field(default_factory=Counter)  # images, by set
     class_counts: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     sides: Counter[str] = field(default_factory=Counter)  # log2 of shorter sides
@@ -58,6 +58,16 @@ class Report:
         self.shapes += [tuple(s) for s in (note["smallest"], note["largest"]) if s]
         self.enlarged += note["enlarged"]
 
+    def keep(self, parts: Mapping[str, Sequence[Part]]) -> None:
+        """Says what the sets, by their place, hold in the end, without copies."""
+        self.counts.clear()
+        self.class_counts.clear()
+        for uri, ones in parts.items():
+            for part in ones:
+                self.counts[uri] += part.shard.num_images
+                for number, count in enumerate(part.shard.class_counts or ()):
+                    self.class_counts[str(number)] += count
+
     def copy(self, key: str, kept: str) -> None:
         """Adds an image that was dropped as a copy."""
         self.copies.append((key, kept))
@@ -74,8 +84,8 @@ class Report:
         return {
             "source": self.source,
             "settings": self.settings,
-            "num_images": sum(self.counts.values()) - len(self.copies),
-            "sets": dict(self.counts),  # before copies were dropped
+            "num_images": sum(self.counts.values()),
+            "sets": dict(self.counts),
             "num_set_aside": len(self.set_aside),
             "num_copies": len(self.copies),
             "num_enlarged": self.enlarged,

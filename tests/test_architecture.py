@@ -32,7 +32,7 @@ DOORS = {  # vendor: the only modules that may import it
         "pipeline.attempts",
         "pipeline.asking",
     },
-    "pyarrow": {"pipeline.arrow_files"},
+    "pyarrow": {"pipeline.arrow_files", "pipeline.sources.tables"},
     "boto3": {"pipeline.bucket", "pipeline.patience"},
     "botocore": {"pipeline.bucket", "pipeline.patience"},
     "onnx": {"pipeline.export"},

@@ -73,6 +73,7 @@ def labels_of_values(
     With `classes`, numbers are held against these names. What is no label is recorded, not raised.
     """
     values = [_plain(value) for value in values]
+    highest = -1
     numeric = classes is not None or not any(isinstance(value, str) for value in values)
     if not numeric:
         values = [str(v) if isinstance(v, int) else v for v in values]
@@ -123,7 +124,7 @@ def read_table_of_labels(
     """Raw labels by image name, from a file's bytes; None where it says that there are no labels.
 
     JSON is StyleGAN's {"labels": [[name, label], ...] or null}, an object of names and labels, or
-    a list of either pairs or objects; JSONL a line an object; CSV and Parquet have columns. Columns
+    a list of either pairs or objects; JSONL a line an object; CSV and Parquet have columns. Those
     that are not given are found by their usual names. Raises ConfigError.
     """
     suffix = PurePosixPath(file).suffix.lower()
@@ -195,6 +196,7 @@ def _found(row: dict[str, Any], usual: tuple[str, ...], file: str, what: str) ->
     option = "--name-column" if what == "names" else "--label-column"
     raise ConfigError(
         [
-            f"{file} has the columns {', '.join(map(str, row))}; say with {option} which holds {what}"
+            f"{file} has the columns {', '.join(map(str, row))}; "
+            f"say with {option} which holds {what}"
         ]
     )

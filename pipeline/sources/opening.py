@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gan.config import ConfigError
-from pipeline.sources import arrays, files, tables
+from pipeline.sources import archives, arrays, files, tables
+from pipeline.sources.archives import Archive, ManyShelves
 from pipeline.sources.embedded import EMBEDDED, open_embedded
-from pipeline.sources.files import Archive, FilesSource, ManyShelves, StorageShelf
+from pipeline.sources.files import FilesSource, StorageShelf
 from pipeline.sources.labels import (
     NO_LABELS,
     Labels,
@@ -53,7 +54,7 @@ def opened(source: str, wanted: Wanted, *, scratch: Scratch) -> Iterator[Source]
                 storage, names, single = _found(source)
                 yield _opened(source, storage, names, single, wanted, scratch, held)
     finally:
-        for module in (files, arrays, tables):
+        for module in (archives, arrays, tables):
             module.close()
         scratch.clear()
 
@@ -104,7 +105,7 @@ def _opened(
         return _folder(storage, names, wanted)
     for suffixes, opener in (
         (TABLES, _tables),
-        (tuple(files.ARCHIVES), _archives),
+        (tuple(archives.ARCHIVES), _archives),
     ):
         found = [name for name in names if name.lower().endswith(suffixes)]
         if found:
@@ -150,8 +151,8 @@ def _single(
             label_name=wanted.label_column,
             stamp=stamp,
         )
-    if files.is_archive(name) or head[:2] == b"PK":
-        archive = files.open_archive(path, scratch, shown=shown)
+    if archives.is_archive(name) or head[:2] == b"PK":
+        archive = archives.open_archive(path, scratch, shown=shown)
         if archive is not None:
             return _archive(archive, wanted, shown, stamp)
     beside = None if wanted.labels == NONE else outer or arrays.idx_labels_beside(path)
@@ -192,7 +193,7 @@ def _archives(
     refused: list[Refused] = []
     stamp = hashlib.sha256(_stamp(names, paths, uri).encode())
     for name, path in zip(names, paths, strict=True):
-        archive = files.open_archive(path, scratch, shown=name)
+        archive = archives.open_archive(path, scratch, shown=name)
         if archive is None:
             raise ConfigError([f"{shown}/{name} is neither a zip nor a tar"])
         key = name.replace("/", "_")

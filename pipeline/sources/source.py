@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +19,14 @@ BLOCK_BYTES = 2**20
 
 class BadImage(Exception):
     """An image that is set aside, and why."""
+
+
+class Stream(Protocol):
+    """Bytes that are read to their end."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` more bytes; none at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ class Scratch:
         self._count += 1
         return self._folder / f"{self._count:04d}{suffix}"
 
-    def unpack(self, stream: IO[bytes], suffix: str, *, max_bytes: int, what: str) -> Path:
+    def unpack(self, stream: Stream, suffix: str, *, max_bytes: int, what: str) -> Path:
         """Copies a stream to a new file. Raises ConfigError where it is longer than `max_bytes`,
         or than the disk holds.
         """

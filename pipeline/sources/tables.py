@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -109,8 +109,8 @@ def open_tables(
 ) -> TableSource:
     """The rows of Parquet or Arrow files of one schema as images.
 
-    Parquet is unpacked to `scratch` first, because single rows of it cannot be reached. Class names
-    come from Hugging Face's metadata in the schema. Raises ConfigError.
+    Parquet is unpacked to `scratch` first, because single rows of it cannot be reached. Names of
+    classes come from Hugging Face's metadata in the schema. Raises ConfigError.
     """
     schema = _schema(paths[0], files[0])
     image = image_column or _image_column(schema, shown)
@@ -175,7 +175,7 @@ def _mappable(
             if pa.total_allocated_bytes() - before < COPIED_BYTES:
                 labels = [] if label is None else table.column(label).to_pylist()
                 return path, table.num_rows, labels
-            return _unpacked(table.select(columns).to_batches(), table, label, scratch)
+            return _unpacked(table.select(columns).to_batches(), label, scratch)
         with pq.ParquetFile(path) as parquet:
             metadata = parquet.metadata
             needed = sum(
@@ -186,7 +186,7 @@ def _mappable(
             )
             scratch.new(".arrow", needed_bytes=needed)
             batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns)
-            return _unpacked(batches, parquet.schema_arrow, label, scratch)
+            return _unpacked(batches, label, scratch)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the file's
@@ -194,7 +194,7 @@ def _mappable(
 
 
 def _unpacked(
-    batches: Any, _: Any, label: str | None, scratch: Scratch
+    batches: Iterable[pa.RecordBatch], label: str | None, scratch: Scratch
 ) -> tuple[Path, int, list[Any]]:
     path, count, labels = scratch.new(".arrow"), 0, []
     writer = None

@@ -150,7 +150,7 @@ class Ours:
             for line in self.run.journal()
         }
 
-    def verdict(self, twin: Ours) -> list[str]:
+    def verdict(self, twin: Any) -> list[str]:
         """All that is wrong with a complete run, held against its undisturbed twin."""
         return [
             *weights_differ(self.weights(), twin.weights(), exact=self.stage.exact),

@@ -22,8 +22,9 @@ GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection res
 GONE = Exception(
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker "
     "exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some "
-    "common causes include: (1) the process was killed by the OOM killer due to high memory usage, consider "
-    "enabling --enable-resource-isolation to prevent kills of OOMing nodes by the OOM killer"
+    "common causes include: (1) the process was killed by the OOM killer due to high memory "
+    "usage, consider enabling --enable-resource-isolation to prevent kills of OOMing nodes by "
+    "the OOM killer"
 )
 
 

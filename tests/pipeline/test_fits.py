@@ -61,7 +61,7 @@ def nodes() -> Iterator[Nodes]:
         patch.setenv("PYTHONPATH", str(ROOT))
         there = Nodes()
         try:
-            patch.setenv("RAY_ADDRESS", there.cluster.address)
+            patch.setenv("RAY_ADDRESS", str(there.cluster.address))
             yield there
         finally:
             there.cluster.shutdown()

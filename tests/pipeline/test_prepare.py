@@ -64,7 +64,7 @@ def test_the_embedded_faces_are_all_there(tmp_path):
 
 
 def test_sub_folders_are_classes(tmp_path, folder):
-    shards = prepare(str(folder), str(tmp_path / "out"))
+    shards = prepare(str(folder), str(tmp_path / "out"), keep_order=True)
     assert shards.classes == ("cats", "dogs")
     assert (pixels_of(shards, 0) == (200, 10, 30)).all()
     assert (pixels_of(shards, 3) == (5, 100, 250)).all()
@@ -81,7 +81,8 @@ def test_an_idx_pair_is_read_zipped_or_not(tmp_path):
     images = np.random.RandomState(0).randint(0, 256, (6, 5, 5))
     write_idx(tmp_path / "x-images-idx3-ubyte.gz", images)
     write_idx(tmp_path / "x-labels-idx1-ubyte.gz", np.array([0, 1, 2, 2, 1, 0]))
-    paired = prepare(str(tmp_path / "x-images-idx3-ubyte.gz"), str(tmp_path / "paired"))
+    source = str(tmp_path / "x-images-idx3-ubyte.gz")
+    paired = prepare(source, str(tmp_path / "paired"), keep_order=True)
     assert (paired.num_classes, paired.image_size_px) == (3, 8)
     np.testing.assert_array_equal(pixels_of(paired, 4)[1:6, 1:6, 0], images[4])
     write_idx(tmp_path / "bare", images)
