@@ -31,11 +31,12 @@ check: install  ## format, lint, types, architecture
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-test: install  ## all that must hold
-	$(BIN)/python -m pytest
+test: install  ## all that must hold; what needs Ray or servers one after the other
+	$(BIN)/python -m pytest -m "not slow" -n auto
+	$(BIN)/python -m pytest -m slow
 
 test-fast: install  ## without Ray, servers and other processes
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto
 
 bench: install  ## ratios for MEASUREMENTS.md
 	$(BIN)/python -m tests.bench

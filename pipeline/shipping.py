@@ -106,11 +106,15 @@ class Shipper:
         while not self._over.wait(0.05):
             if time.monotonic() > deadline and not self._closing:
                 break
-        self._gives_up.set()
-        self._wake.set()
+        self.abandon()
         if self._fatal is not None:
             raise self._fatal
         return self._delivered
+
+    def abandon(self) -> None:
+        """Ships nothing more, but for what is on its way. Returns at once."""
+        self._gives_up.set()
+        self._wake.set()
 
     def _work(self) -> None:
         pause_sec = 0.0

@@ -143,9 +143,12 @@ def _to_the_end(
 
     with take(run.storage, who=f"forger train {run.name}", note=journalled) as lease:
         command = _Command(run, shards, where, watcher, token=lease.token, fence=lease.check)
-        if result is not None:
-            return command.complete(register_best=register_best)
-        return command.train(new=new, register_best=register_best)
+        try:
+            if result is not None:
+                return command.complete(register_best=register_best)
+            return command.train(new=new, register_best=register_best)
+        finally:
+            command.shipper.abandon()
 
 
 def _registered(record: dict[str, Any] | None) -> Registered | None:
