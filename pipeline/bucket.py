@@ -164,12 +164,13 @@ class Bucket(Storage):
                 if not done or code_of(error) not in ("InvalidRange", "416"):
                     raise
                 answer = None
-            if done and (answer is None or answer["ETag"] != etag):
+            tag = answer.get("ETag", "") if answer is not None else ""
+            if done and (not tag or tag != etag):
                 sink.seek(0)  # it was written anew meanwhile
                 sink.truncate()
                 return fetch(store)
             assert answer is not None
-            etag = answer["ETag"]
+            etag = tag
             try:
                 for piece in answer["Body"].iter_chunks(PIECE_BYTES):
                     sink.write(piece)
