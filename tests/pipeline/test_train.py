@@ -91,9 +91,10 @@ def test_the_main_job_ends_with_a_tracked_run_and_a_registered_candidate(desk):
     leftovers = {p.name for p in (desk.folder / "runs" / "stripes").iterdir()}
     assert leftovers == {
         "run.json",
-        "lock",
         "result.json",
         "shipped.json",
+        "events",
+        "lease",
         "journal",
         "checkpoints",
         "snapshots",
