@@ -129,7 +129,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(desk, tmp_path):
     stopped = latest_checkpoint(here.open_run().storage)
     assert stopped is not None
     assert 0 < stopped.nimg < 4000
-    assert stopped.nimg == max(line.nimg for line in here.open_run().journal())
+    assert stopped.nimg >= max(line.nimg for line in here.open_run().journal())
     assert "resuming at" in here.run("train", "stripes.toml")
     assert_same_end(here.open_run(), desk.open_run())
     assert_tracked_once(here, "stripes")
