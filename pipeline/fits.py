@@ -107,6 +107,7 @@ class _Attempts:
 
     def play(self) -> Outcome:
         self.gpus = gives_gpus(self.cluster)  # says what is missing, from the start
+        self.run.withdraw_stop()  # what an earlier command was asked is done
         stacks_in(stacks_folder(self.run.storage.uri))  # a killed command left empty files
         ask_for_workers(self.cluster, self.cluster.max_workers, gpus=self.gpus)
         try:
