@@ -132,7 +132,7 @@ def freeze_driver(scene: Scene, dice: random.Random) -> None:
     asleep_since = time.monotonic()
 
     def thaw() -> None:
-        if scene.arm.is_complete() or time.monotonic() - asleep_since > ASLEEP_SEC:
+        if scene.arm.is_complete() or scene.over or time.monotonic() - asleep_since > ASLEEP_SEC:
             frozen.send_signal(signal.SIGCONT)  # the zombie wakes after its successor is done
         else:
             scene.later(2, thaw)
