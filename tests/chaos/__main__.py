@@ -108,8 +108,9 @@ def one_run(stand: Stand, options: argparse.Namespace, plan: Plan, twins: Twins)
                 one.lost_nimg = nimg
             if len(given_up) != len(struck):
                 wrong.append(f"{len(given_up)} rollbacks of {len(struck)} faults")
-            twin = twins.with_rollbacks_of(arm)
-        wrong += arm.verdict(twin)
+            wrong += arm.verdict(twins.with_rollbacks_of(arm))
+        else:
+            wrong += arm.verdict(twin)
     return Played(plan.name, scene.struck, wrong, time.monotonic() - started, scene.starts)
 
 
@@ -148,11 +149,12 @@ class Twins:
                       f"size (tolerance {TOLERANCE:.0e})", flush=True)  # fmt: skip
         return self._found[settings]
 
-    def with_rollbacks_of(self, run: Ours) -> Arm:
+    def with_rollbacks_of(self, run: Ours) -> Ours:
         """An undisturbed run that is given the rollbacks of `run` before it begins."""
         twin = Ours(self.stand, "watched", f"{run.name}-twin")
         twin.take_rollbacks_of(run)
-        return self._played(twin)
+        self._played(twin)
+        return twin
 
     def _undisturbed(self, name: str, settings: tuple[str, ...]) -> Arm:
         return self._played(new_run(self.arm, self.stand, "own", name, settings=settings))

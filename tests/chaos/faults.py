@@ -16,6 +16,8 @@ from tests.chaos.schedule import Kind
 
 Injection = Callable[[Scene, random.Random], None]
 BOTH = ("forger", "plain")
+ALONE_NIMG = 1000  # to be played by one worker before its node comes back
+GONE_SEC = 240  # the longest that it stays away
 ASLEEP_SEC = 150  # the longest that a frozen driver sleeps
 
 
@@ -130,7 +132,7 @@ def freeze_driver(scene: Scene, dice: random.Random) -> None:
     asleep_since = time.monotonic()
 
     def thaw() -> None:
-        if scene.arm.is_complete() or time.monotonic() - asleep_since > ASLEEP_SEC:
+        if scene.arm.is_complete() or scene.over or time.monotonic() - asleep_since > ASLEEP_SEC:
             frozen.send_signal(signal.SIGCONT)  # the zombie wakes after its successor is done
         else:
             scene.later(2, thaw)
@@ -235,14 +237,14 @@ def plant_nan(scene: Scene, dice: random.Random) -> None:
 # --- nodes ------------------------------------------------------------------------------------
 
 
-@fault("node killed and restored", stage="nodes", arms=("forger",), stops_workers=True, per_run=3)
+@fault("node killed and restored", stage="nodes", arms=("forger",), stops_workers=True, per_run=2)
 def kill_node(scene: Scene, dice: random.Random) -> None:
     scene.stand.nodes.kill(dice.randrange(len(scene.stand.nodes.workers)))
-    scene.later(dice.uniform(10, 20), scene.stand.nodes.restore)
+    _restore_once_it_played_on(scene)
 
 
 @fault(
-    "node preempted, with notice", stage="nodes", arms=("forger",), stops_workers=True, per_run=3
+    "node preempted, with notice", stage="nodes", arms=("forger",), stops_workers=True, per_run=2
 )
 def preempt_node(scene: Scene, dice: random.Random) -> None:
     nodes, which, notice_sec = scene.stand.nodes, 0, 10
@@ -252,9 +254,25 @@ def preempt_node(scene: Scene, dice: random.Random) -> None:
     def take() -> None:
         if node in nodes.workers:
             nodes.kill(nodes.workers.index(node))
+        _restore_once_it_played_on(scene)
 
     scene.later(notice_sec, take)
-    scene.later(notice_sec + dice.uniform(8, 15), nodes.restore)
+
+
+def _restore_once_it_played_on(scene: Scene) -> None:
+    """Two nodes again after the run came further with one: by the clock, a slow machine would
+    have both back before it noticed.
+    """
+    gone_since, reached = time.monotonic(), scene.arm.progress()
+
+    def look() -> None:
+        alone = scene.arm.progress() >= reached + ALONE_NIMG
+        if alone or scene.over or time.monotonic() - gone_since > GONE_SEC:
+            scene.stand.nodes.restore()
+        else:
+            scene.later(1, look)
+
+    scene.later(1, look)
 
 
 def kinds(*, storage: str, only: tuple[str, ...] = ()) -> dict[str, Kind]:

@@ -70,6 +70,7 @@ class Scene:
         self.struck: list[Struck] = []
         self.wrong: list[str] = []
         self.starts = 0
+        self.over = False
         self.ticks: list[tuple[float, int]] = []  # when the run was seen to be how far
         self.moments: list[float] = []  # of each of `struck`
         self._started = 0.0
@@ -253,6 +254,7 @@ class Scene:
 
     def _end(self) -> None:
         """Undoes what is still broken, and looks for processes left behind."""
+        self.over = True
         for _, act in sorted(self._later, key=lambda pair: pair[0]):
             act()
         self._later = []
