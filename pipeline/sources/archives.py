@@ -20,6 +20,7 @@ from pipeline.sources.source import MAX_FILE_BYTES, BadImage, Refused, Scratch
 ARCHIVES = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz"}
 MAX_RATIO = 200  # of a member's size to its packed size; images are packed already
 RATIO_FREE_BYTES = 2**20  # smaller members may be packed as they like
+FREE_BYTES = 2**28  # smaller tars may be packed as they like
 MAX_MEMBERS = 2**22
 
 
@@ -122,7 +123,7 @@ def open_archive(path: Path, scratch: Scratch, *, shown: str) -> Archive | None:
                 if start[257:262] != b"ustar":
                     return None
             with opener.open(path, "rb") as stream:
-                most = max(2**28, MAX_RATIO * path.stat().st_size)
+                most = max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
                 path = scratch.unpack(stream, ".tar", max_bytes=most, what=shown)
         except (EOFError, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
             if isinstance(error, ConfigError):
