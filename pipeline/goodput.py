@@ -69,7 +69,7 @@ def account(events: Sequence[Event], lines: Sequence[JournalLine]) -> Goodput:
     ledger = _Ledger(events, lines)
     marks = [(event.time_ms, event) for event in events]
     marks += [(line.time_ms, line) for line in lines]
-    for _, mark in sorted(marks, key=lambda pair: pair[0]):
+    for _, mark in sorted(marks, key=lambda pair: (pair[0], isinstance(pair[1], Event))):
         if isinstance(mark, Event):
             ledger.happened(mark)
         else:

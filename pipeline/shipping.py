@@ -8,6 +8,7 @@ point once. What is left at the end is delivered by `forger resume`.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -147,24 +148,23 @@ class Shipper:
             self._wake.wait(POLL_SEC)
             self._wake.clear()
             return
-        until = time.monotonic() + pause_sec * random.uniform(0.5, 1)
         ending = self._end is not None
+        if ending:  # there is a deadline now
+            pause_sec = min(pause_sec, 2.0)
+        until = time.monotonic() + pause_sec * random.uniform(0.5, 1)
         while time.monotonic() < until and not self._gives_up.is_set():
             if self._end is not None and not ending:
                 return
-            if ending and until - time.monotonic() > 2:
-                until = time.monotonic() + 2  # there is a deadline now
-            self._wake.wait(0.2)
-            self._wake.clear()
+            time.sleep(0.1)
 
     def _ship(self, ended: _End | None) -> None:
         self._fence()
         if self._tracker is None:
             self._tracker = open_tracker(self.where, self.run, parent=self._parent)
-            self._told_rollbacks = 0
+            self._recovered()
         tracker, run = self._tracker, self.run
         whole = ended is not None and ended.status == "FINISHED"
-        until = run.experiment.turns.total_nimg if whole else run.released_nimg
+        until = math.inf if whole else run.released_nimg  # a last round may go past the total
         lines = [line for line in run.journal(after=tracker.shipped) if line.nimg <= until]
         for start in range(0, len(lines), LINES_AT_ONCE):
             self._fence()
@@ -174,8 +174,6 @@ class Shipper:
         if len(given_up) > self._told_rollbacks:
             tracker.log_rollbacks(given_up)
             self._told_rollbacks = len(given_up)
-        if lines or given_up:
-            self._recovered()
 
     def _close(self, ended: _End) -> None:
         tracker = self._tracker

@@ -86,8 +86,6 @@ def _state(run: Run, *, moving: bool) -> State:
     holder = _holder(run)
     if holder is not None and _beat(run, holder) != RELEASED:
         return "crashed"
-    if holder is None and events and events[-1].kind not in ("stopped", "finished"):
-        return "crashed"
     return "stopped"
 
 

@@ -243,7 +243,7 @@ class _Command:
         """Delivers all, registers the best generator and closes the run; safe to do again where
         it was cut short.
         """
-        run, total = self.run, self.run.experiment.turns.total_nimg
+        run, nimg = self.run, newest_nimg(self.run.storage)  # a last round may go past the total
         best, spent = run.best(), goodput(run)
         assert best is not None, "a finished run has been judged at its end"
         run.lineage = Run.at(run.storage).lineage  # the workers noted there what they play on
@@ -266,7 +266,7 @@ class _Command:
         self.fence()
         run.complete(
             {
-                "nimg": total,
+                "nimg": nimg,
                 "best": best.folder,
                 "registered": registered and dataclasses.asdict(registered),
                 "mlflow_url": self.shipper.url,
@@ -274,18 +274,16 @@ class _Command:
                 "goodput": spent.metrics(),
             }
         )
-        return Trained(
-            run, total, True, registered, self.where, self.shipper.url, delivered, spent
-        )
+        return Trained(run, nimg, True, registered, self.where, self.shipper.url, delivered, spent)
 
     def _log_end(self, tracker: Tracker, best: Best, spent: Goodput) -> None:
         """What only the end knows; at times of the run's own, so that twice is once."""
         times = {line.nimg: line.time_ms for line in self.run.journal()}
-        nimg, total = best.card.nimg, self.run.experiment.turns.total_nimg
+        nimg, end_nimg = best.card.nimg, newest_nimg(self.run.storage)
         newest_ms = max(times.values(), default=now_ms())
         tracker.log_best(best.card.scores, nimg, time_ms=times.get(nimg, newest_ms))
         if spent.all_sec > 0:
-            tracker.log_at(spent.metrics(), total, time_ms=newest_ms)
+            tracker.log_at(spent.metrics(), end_nimg, time_ms=newest_ms)
 
 
 class _Follower:

@@ -1,0 +1,283 @@
+"""A journal on its way to a real MLflow server that is killed, frozen, or loses its answers."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from gan.config import ConfigError
+from pipeline import shipping
+from pipeline.backend import Backend, backend
+from pipeline.dataset import ShardSet
+from pipeline.experiment_file import experiment_from_dict
+from pipeline.journal import JournalLine, JournalWriter
+from pipeline.lease import FencedError
+from pipeline.rollbacks import Rollback, record_rollback
+from pipeline.run import Run
+from pipeline.shipping import Shipper
+from tests.chaos.proxy import Proxy
+from tests.pipeline.servers import LossyProxy, mlflow_server
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch) -> None:
+    """As in life, but in seconds instead of minutes."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(shipping, "LONGEST_PAUSE_SEC", 1.0)
+
+
+class Server:
+    """An MLflow server that can be killed, frozen and started again, at an address that stays."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._running = folder, ExitStack()
+        self.store = f"sqlite:///{folder / 'server.db'}"
+        self.upstream = ""
+        self.start()
+        self._proxy = Proxy(self.upstream, status=500)
+        self.proxy = self._proxy.__enter__()
+
+    def start(self) -> None:
+        artifacts = str(self.folder / "artifacts")
+        serving = mlflow_server(self.store, artifacts, self.folder)
+        self.upstream = self._running.enter_context(serving)
+        if hasattr(self, "proxy"):
+            self.proxy.upstream = self.upstream
+
+    def kill(self) -> None:
+        self._running.close()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        port = self.upstream.rpartition(":")[2]
+        (mine,) = [p for p in psutil.Process().children() if port in p.cmdline()]
+        os.killpg(mine.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(mine.pid, signal.SIGCONT)
+
+    @property
+    def where(self) -> Backend:
+        return Backend(self.proxy.uri, None)
+
+    def close(self) -> None:
+        self._proxy.__exit__()
+        self.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    yield server
+    server.close()
+
+
+def begin(folder: Path, stripes: ShardSet, name: str, **watchdog: str) -> Run:
+    values = {
+        "name": name,
+        "data": {"shards": stripes.uri},
+        "turns": {"total_kimg": 10},
+        "watchdog": watchdog,
+        "cluster": {"storage": str(folder)},
+    }
+    return Run.open(name, experiment_from_dict(values), stripes)
+
+
+class Pen:
+    """Writes a journal by hand, a tick every 100 images, each fifth with a picture."""
+
+    def __init__(self, run: Run):
+        self.run, self.nimg = run, run.journalled_nimg if run.journalled_nimg > 0 else 0
+        self.writer = JournalWriter(run.storage, last=run.journalled_nimg)
+
+    def write(self, count: int) -> None:
+        for _ in range(count):
+            self.nimg += 100
+            picture = None
+            if self.nimg % 500 == 0:
+                picture, file = f"snapshots/{self.nimg:012d}/samples.png", io.BytesIO()
+                Image.new("RGB", (4, 4)).save(file, "png")
+                self.run.storage.write(picture, file.getvalue())
+            metrics = {"d/loss": self.nimg / 7, "g/loss": -float(self.nimg)}
+            self.writer.add(JournalLine(self.nimg, self.nimg * 10, 1.0, metrics, picture))
+
+
+def arrived(server: Server, run: Run) -> tuple[list[int], list[int], list[str]]:
+    """Steps of a metric as the server has them, steps of the pictures, statuses of the runs."""
+    client = Backend(server.upstream, None).client()
+    experiment = client.get_experiment_by_name(run.experiment.name)
+    if experiment is None:
+        return [], [], []
+    found = client.search_runs(
+        [experiment.experiment_id], filter_string=f"tags.`forger.run_id` = '{run.id}'"
+    )
+    if not found:
+        return [], [], []
+    run_id = found[0].info.run_id
+    for metric, factor in (("d/loss", 1 / 7), ("g/loss", -1)):
+        history = client.get_metric_history(run_id, metric)
+        assert [p.value for p in history] == pytest.approx([p.step * factor for p in history])
+        steps = [p.step for p in history]
+    names = [Path(f.path).name for f in client.list_artifacts(run_id, "images")]
+    pictures = sorted(int(n.replace("+", "%").split("%")[2]) for n in names if "png" in n)
+    return steps, pictures, [f.info.status for f in found]
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
+def test_points_survive_a_killed_a_frozen_and_a_refusing_server_in_order_and_once(
+    server, tmp_path, stripes
+):
+    run, said, longest = begin(tmp_path, stripes, "storm"), [], 0.0
+    pen, shipper = Pen(run), Shipper(server.where, run, said=said.append)
+
+    def write(count: int) -> None:
+        nonlocal longest
+        pen.write(count)
+        before = time.perf_counter()
+        shipper.nudge()
+        longest = max(longest, time.perf_counter() - before)
+
+    write(10)
+    wait_for(lambda: shipper.shipped_nimg == 1000)
+    server.kill()
+    write(10)
+    wait_for(lambda: shipper.trouble is not None)
+    write(10)
+    server.start()
+    wait_for(lambda: shipper.shipped_nimg == 3000)
+    assert len(said) == 2
+    assert said[0].startswith("MLflow takes nothing (")
+    assert said[1] == "MLflow takes what it missed again"
+    with server.frozen():
+        write(10)
+        wait_for(lambda: shipper.trouble is not None)
+        write(5)
+    server.proxy.mode = "refuse"
+    write(5)
+    time.sleep(1)
+    server.proxy.mode = "pass"
+    assert shipper.finish("FINISHED", deadline_sec=60)
+    steps, pictures, statuses = arrived(server, run)
+    assert steps == list(range(100, 5001, 100))
+    assert pictures == list(range(500, 5001, 500))
+    assert statuses == ["FINISHED"]
+    assert longest < 0.05  # the driver's loop never waits
+
+
+def test_what_could_not_be_delivered_at_the_end_is_delivered_by_the_next_one(
+    server, tmp_path, stripes
+):
+    run = begin(tmp_path, stripes, "late")
+    pen, calls = Pen(run), []
+    server.proxy.mode = "down"
+    shipper = Shipper(server.where, run, said=lambda text: None)
+    pen.write(30)
+    began = time.monotonic()
+    assert not shipper.finish("FINISHED", deadline_sec=2, last=lambda tracker: calls.append(1))
+    assert time.monotonic() - began < 4
+    with pytest.raises(ConfigError, match="cannot be used"):
+        shipper.wait_for_first_answer(1)
+    assert not calls
+    server.proxy.mode = "pass"
+    again = Shipper(server.where, Run.at(run.storage), said=lambda text: None)
+    assert again.finish("FINISHED", last=lambda tracker: calls.append(1))
+    assert calls == [1]
+    assert arrived(server, run) == (list(range(100, 3001, 100)), list(range(500, 3001, 500)),
+                                    ["FINISHED"])  # fmt: skip
+    third = Shipper(server.where, Run.at(run.storage), said=lambda text: None)
+    assert third.finish("FINISHED")  # nothing is doubled by doing it again
+    assert arrived(server, run)[0] == list(range(100, 3001, 100))
+
+
+def test_lost_answers_make_no_second_run_and_no_second_point(server, tmp_path, stripes):
+    run = begin(tmp_path, stripes, "lossy")
+    Pen(run).write(20)
+    with LossyProxy(server.upstream, share=0.25, seed=3) as proxy:
+        shipper = Shipper(Backend(proxy.uri, None), run, said=lambda text: None)
+        assert shipper.finish("FINISHED", deadline_sec=100)
+        assert len(proxy.lost) > 3
+    steps, pictures, statuses = arrived(server, run)
+    assert steps == list(range(100, 2001, 100))
+    assert sorted(set(pictures)) == list(range(500, 2001, 500))
+    assert statuses == ["FINISHED"]
+
+
+def test_the_lost_answer_of_the_create_itself_makes_no_second_run(server, tmp_path, stripes):
+    run = begin(tmp_path, stripes, "created")
+    Pen(run).write(3)
+
+    def first_creates(method: str, path: str) -> bool:
+        return path.endswith("/runs/create") and len(proxy.lost) < 1
+
+    with LossyProxy(server.upstream, share=1.0, applies=first_creates) as proxy:
+        shipper = Shipper(Backend(proxy.uri, None), run, said=lambda text: None)
+        assert shipper.finish("KILLED")
+        assert len(proxy.lost) == 1
+    assert arrived(server, run) == ([100, 200, 300], [], ["KILLED"])
+    client = Backend(server.upstream, None).client()
+    experiment = client.get_experiment_by_name("created")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.data.params["turns.total_kimg"] == "10.0"
+
+
+def test_what_a_rollback_may_take_back_is_kept_until_the_end_and_rollbacks_are_told(
+    tmp_path, stripes
+):
+    run = begin(tmp_path, stripes, "careful", action="rollback")
+    where = backend(str(tmp_path))
+    Pen(run).write(5)
+    record_rollback(run.storage, Rollback(1, 900, 500, "collapsing", 0.5))
+    shipper = Shipper(where, run, said=lambda text: None)
+    shipper.wait_for_first_answer(60)
+    assert shipper.shipped_nimg == -1
+    assert shipper.finish("FINISHED", deadline_sec=60)
+    assert shipper.shipped_nimg == 500
+    client = where.client()
+    experiment = client.get_experiment_by_name("careful")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.data.tags["forger.rollbacks"] == "1"
+    assert "rollbacks.txt" in {f.path for f in client.list_artifacts(tracked.info.run_id)}
+
+
+def test_a_driver_that_was_fenced_off_ships_nothing_more(tmp_path, stripes):
+    run = begin(tmp_path, stripes, "zombie")
+    Pen(run).write(5)
+
+    def fence() -> None:
+        raise FencedError("another one writes")
+
+    shipper = Shipper(backend(str(tmp_path)), run, fence=fence, said=lambda text: None)
+    assert not shipper.finish("KILLED", deadline_sec=30)
+    assert not run.storage.exists("shipped.json")
+
+
+def test_an_error_that_is_none_of_mlflows_is_raised_at_the_end(tmp_path, stripes):
+    run = begin(tmp_path, stripes, "wrong")
+
+    def last(tracker) -> None:
+        raise RuntimeError("it draws other images")
+
+    shipper = Shipper(backend(str(tmp_path)), run, said=lambda text: None)
+    with pytest.raises(RuntimeError, match="other images"):
+        shipper.finish("FINISHED", last=last)
