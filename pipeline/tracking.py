@@ -12,6 +12,9 @@ import io
 import json
 import logging
 import math
+import tempfile
+import uuid
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 SHIPPED = "shipped.json"
 PICTURES = "samples"
+IMAGES = "images"  # MLflow's own folder for what has a slider
+THUMBNAIL_PX = 256
 MAX_PARAM = 500
 
 
@@ -202,20 +207,35 @@ class Tracker:
         wanted = [line for line in lines if line.picture is not None]
         if not wanted:
             return
-        # log_image names its files anew each time, so a repeated call would double the slider's
-        # tick.
-        listed = self.client.list_artifacts(self.run_id, "images")
-        there = {_step_of(Path(file.path).name) for file in listed}
+        there = Counter(
+            _step_of(Path(file.path).name)
+            for file in self.client.list_artifacts(self.run_id, IMAGES)
+        )
         for line in wanted:
-            if line.nimg not in there:
-                import numpy as np
-                from PIL import Image
+            if there[line.nimg] < 2:  # with what shows in the slider: an upload can break off
+                self._ship_picture(line)
+        self.client.set_tag(self.run_id, "mlflow.loggedImages", "true")
 
-                with Image.open(io.BytesIO(self.run.storage.read(str(line.picture)))) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                self.client.log_image(
-                    self.run_id, pixels, key=PICTURES, step=line.nimg, timestamp=line.time_ms
-                )
+    def _ship_picture(self, line: JournalLine) -> None:
+        """As MLflow's log_image, which names its two files anew each time: a repeated call would
+        double the slider's tick, and one that was left out after the first would show none.
+        """
+        from PIL import Image
+
+        try:
+            data = self.run.storage.read(str(line.picture))
+        except FileNotFoundError:  # somebody tidied up; what comes after it must not wait for it
+            log.warning("the picture %s is gone, and MLflow has none of it", line.picture)
+            return
+        same = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run.id} {line.nimg}")
+        name = f"{PICTURES}+step+{line.nimg}+timestamp+{line.time_ms}+{same}"
+        with tempfile.TemporaryDirectory() as folder, Image.open(io.BytesIO(data)) as picture:
+            whole = picture.convert("RGB")
+            small = whole.copy()
+            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            for file, image in ((f"{name}.png", whole), (f"{name}+compressed.webp", small)):
+                image.save(Path(folder) / file)
+                self.client.log_artifact(self.run_id, str(Path(folder) / file), IMAGES)
 
     def finish(self, status: str) -> None:
         """Ends MLflow's run as FINISHED, FAILED or KILLED (stopped, can be resumed).

@@ -25,6 +25,7 @@ from pipeline.rollbacks import Rollback, record_rollback
 from pipeline.run import Run
 from pipeline.shipping import Shipper
 from tests.chaos.proxy import Proxy
+from tests.pipeline.proxy import FaultyProxy
 from tests.pipeline.servers import LossyProxy, mlflow_server
 
 pytestmark = pytest.mark.slow
@@ -116,7 +117,9 @@ class Pen:
 
 
 def arrived(server: Server, run: Run) -> tuple[list[int], list[int], list[str]]:
-    """Steps of a metric as the server has them, steps of the pictures, statuses of the runs."""
+    """Steps of a metric as the server has them, steps of the pictures that have both of their
+    files, statuses of the runs.
+    """
     client = Backend(server.upstream, None).client()
     experiment = client.get_experiment_by_name(run.experiment.name)
     if experiment is None:
@@ -132,7 +135,12 @@ def arrived(server: Server, run: Run) -> tuple[list[int], list[int], list[str]]:
         assert [p.value for p in history] == pytest.approx([p.step * factor for p in history])
         steps = [p.step for p in history]
     names = [Path(f.path).name for f in client.list_artifacts(run_id, "images")]
-    pictures = sorted(int(n.replace("+", "%").split("%")[2]) for n in names if "png" in n)
+    stems: dict[str, set[str]] = {}
+    for name in names:
+        stem, _, kind = name.rpartition(".")
+        stems.setdefault(stem.removesuffix("+compressed"), set()).add(kind)
+    assert all(kinds == {"png", "webp"} for kinds in stems.values()), names
+    pictures = sorted(int(stem.split("+")[2]) for stem in stems)
     return steps, pictures, [f.info.status for f in found]
 
 
@@ -208,6 +216,39 @@ def test_what_could_not_be_delivered_at_the_end_is_delivered_by_the_next_one(
     assert arrived(server, run)[0] == list(range(100, 3001, 100))
 
 
+@pytest.mark.parametrize("mode", ["down", "slow", "refuse", "cut"])
+def test_a_network_that_fails_from_the_start_delays_the_points_and_loses_none(
+    server, tmp_path, stripes, mode
+):
+    run, said = begin(tmp_path, stripes, f"network-{mode}"), []
+    server.proxy.mode = mode
+    pen, shipper = Pen(run), Shipper(server.where, run, said=said.append)
+    pen.write(10)
+    if mode == "slow":
+        time.sleep(2)  # of the dozen that all of its calls would take
+    else:
+        wait_for(lambda: shipper.trouble is not None)
+    server.proxy.mode = "pass"
+    assert shipper.finish("FINISHED", deadline_sec=60)
+    assert len(said) == (0 if mode == "slow" else 2)
+    assert arrived(server, run) == (list(range(100, 1001, 100)), [500, 1000], ["FINISHED"])
+
+
+def test_a_picture_whose_upload_broke_off_half_way_is_made_whole(server, tmp_path, stripes):
+    """MLflow keeps a picture as two files, and the slider shows the second."""
+    run = begin(tmp_path, stripes, "half")
+    Pen(run).write(5)
+
+    def first_thumbnail(method: str, path: str) -> bool:
+        return method == "PUT" and path.endswith(".webp") and len(proxy.faults) < 2
+
+    with FaultyProxy(server.upstream, mode="503", applies=first_thumbnail) as proxy:
+        shipper = Shipper(Backend(proxy.uri, None), run, said=lambda text: None)
+        assert shipper.finish("FINISHED", deadline_sec=60)
+        assert len(proxy.faults) == 2
+    assert arrived(server, run)[1] == [500]
+
+
 def test_lost_answers_make_no_second_run_and_no_second_point(server, tmp_path, stripes):
     run = begin(tmp_path, stripes, "lossy")
     Pen(run).write(20)
@@ -217,7 +258,7 @@ def test_lost_answers_make_no_second_run_and_no_second_point(server, tmp_path, s
         assert len(proxy.lost) > 3
     steps, pictures, statuses = arrived(server, run)
     assert steps == list(range(100, 2001, 100))
-    assert sorted(set(pictures)) == list(range(500, 2001, 500))
+    assert pictures == list(range(500, 2001, 500))
     assert statuses == ["FINISHED"]
 
 
