@@ -274,8 +274,9 @@ def refuse_changes(run: Run, experiment: Experiment, shards: ShardSet) -> None:
     mistakes += changes_of_data(run, shards)
     if mistakes:
         mistakes.append(
-            f"to start over beside the old run, give it another name: name={run.name}-changed; "
-            f"the old one is in {run.storage.uri}"
+            f"to go on from its last checkpoint with what is new, add --fork; to start over "
+            f"beside it, give another name: name={run.name}-changed; the old run is in "
+            f"{run.storage.uri}"
         )
         raise ConfigError(mistakes)
 

@@ -12,6 +12,7 @@ from pipeline.branch import fork_of
 from pipeline.dataset import open_shards
 from pipeline.events import Events
 from pipeline.lease import take
+from pipeline.run import Run
 from tests.chaos.proxy import Proxy
 from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk, small_run
 from tests.pipeline.servers import mlflow_server
@@ -97,6 +98,8 @@ def test_a_fork_goes_on_from_the_newest_checkpoint_with_other_settings(tmp_path,
     parent = small_run(tmp_path / "runs", stripes)
     shards = open_shards(stripes.uri)
     changed = parent.experiment.replace("generator.lr", 5e-4).replace("turns.total_kimg", 0.128)
+    with pytest.raises(ConfigError, match=r"(?s)generator\.lr was 0\.001 .* add --fork"):
+        Run.open("small", changed, shards)
     fork = fork_of("small", "small-fork", changed, shards)
     assert fork.lineage["branched"]["run_id"] == parent.id
     assert fork.journalled_nimg == parent.journalled_nimg == 64
