@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from pipeline.events import Event, Events, events_of, note_playing
@@ -114,3 +116,38 @@ def test_a_note_that_storage_does_not_take_is_lost_without_an_error(tmp_path):
     events.add("began")
     note_playing(Full(tmp_path), token=1, nimg=0)
     assert events_of(Folder(tmp_path)) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_a_simulated_run_useful_is_what_its_images_took_and_the_parts_are_the_whole(seed):
+    """Workers and drivers that fail at random moments, with a checkpoint every 30 images."""
+    dice, sec_per_img, now, saved, reached = random.Random(seed), 0.1, 0.0, 0, 0
+    events, lines, began, wall = [event(0, "began")], [], 0.0, 0.0
+    while True:
+        now += dice.uniform(1, 9)
+        events.append(event(now, "playing", nimg=saved))
+        fails, nimg, since = now + dice.expovariate(1 / 60), saved, now
+        while nimg < 2000 and now + sec_per_img <= fails:
+            now, nimg = now + sec_per_img, nimg + 1
+            if nimg % 100 == 0:
+                if nimg > reached:  # a tick that is replayed is not journalled again
+                    metrics = {"speed/img_per_sec": 1 / sec_per_img}
+                    lines.append(JournalLine(nimg, round(now * 1000), now - since, metrics))
+                    reached = nimg
+                since = now
+            if nimg % 30 == 0:
+                saved = nimg
+        if nimg == 2000:
+            break
+        now += 0.5
+        if dice.random() < 0.3:  # the driver ends too, and the next one does not come at once
+            events.append(event(now, "stopped", nimg=saved))
+            wall, now = wall + now - began, now + 1000
+            events.append(event(now, "began"))
+            began = now
+        else:
+            events.append(event(now, "lost"))
+    events.append(event(now, "finished", nimg=2000))
+    spent = account(events, lines)
+    assert spent.all_sec == pytest.approx(wall + now - began, rel=0.01)
+    assert spent.useful_sec == pytest.approx(2000 * sec_per_img, rel=0.02)
