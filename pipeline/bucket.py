@@ -131,9 +131,10 @@ class Bucket(Storage):
         parent = self.prefix.rpartition("/")[0]
         return Bucket(self.bucket, f"{parent}/{name}", retry_sec=self.retry_sec)
 
-    def sweep(self) -> list[str]:
+    def sweep(self, *, but: str = "") -> list[str]:
         top = f"{self.prefix}/" if self.prefix else ""
-        swept = self._abort(top, lambda key: True)
+        spared = f"{top}{but}/" if but else None
+        swept = self._abort(top, lambda key: spared is None or not key.startswith(spared))
         return sorted(key[len(top) :] for key in swept)
 
     @contextmanager

@@ -36,7 +36,7 @@ from pipeline.nodes import (
 )
 from pipeline.play import Outcome
 from pipeline.run import Run
-from pipeline.storage import Folder
+from pipeline.storage import Folder, StorageError
 from pipeline.worker import HANGS, job_of, stacks_folder, stacks_prefix, work
 
 log = logging.getLogger(__name__)
@@ -113,13 +113,22 @@ class _Attempts:
         try:
             return self._play()
         finally:
+            self._tidy()
             ask_for_workers(self.cluster, 0, gpus=self.gpus)
+
+    def _tidy(self) -> None:
+        try:
+            self.run.withdraw_stop()
+            self.run.sweep_after_workers()
+        except StorageError as error:  # what ended the run is worth more
+            log.warning("the run's folder could not be tidied: %s", error)
 
     def _play(self) -> Outcome:
         for number in itertools.count(1):
             workers = self._wait_for_room()
             if workers == 0:
                 break
+            self.run.sweep_after_workers()
             self.events.add("attempt", number=number, workers=workers)
             ended = self._attempt(workers, number)
             self.follow()

@@ -22,13 +22,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from gan.config import ConfigError
+from pipeline.checkpoint import FOLDER as CHECKPOINTS
 from pipeline.checkpoint import standings
 from pipeline.dataset import ShardSet
+from pipeline.events import FOLDER as EVENTS
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
-from pipeline.journal import JournalLine, lines
+from pipeline.journal import JOURNAL, JournalLine, lines
 from pipeline.lease import records
 from pipeline.lineage import code_and_packages
+from pipeline.rollbacks import FOLDER as ROLLBACKS
 from pipeline.rollbacks import Rollback, rollbacks, void
 from pipeline.snapshot import CARD, TENSORS, SnapshotCard, read_card
 from pipeline.storage import Storage, open_storage
@@ -165,6 +168,13 @@ class Run:
         refusal = f"{self.name} is being trained by another command; wait for it, or stop it"
         with self.storage.locked(refusal):
             yield
+
+    def sweep_after_workers(self) -> None:
+        """Removes what workers that were killed left unfinished. For the driver, while none is at
+        work.
+        """
+        for part in (JOURNAL, CHECKPOINTS, SNAPSHOTS, NOTES, EVENTS, ROLLBACKS):
+            self.storage.below(part).sweep()
 
     @property
     def stop_requested(self) -> bool:

@@ -97,8 +97,9 @@ class Storage(ABC):
         """The storage `name` in the folder that this one is in."""
 
     @abstractmethod
-    def sweep(self) -> list[str]:
-        """Removes what writers that were killed left unfinished, and says what it was.
+    def sweep(self, *, but: str = "") -> list[str]:
+        """Removes what writers that were killed left unfinished, and says what it was; nothing
+        below the folder `but`, where one is named.
 
         Only for who alone writes here: it ends a write that is under way too.
         """
@@ -241,8 +242,13 @@ class Folder(Storage):
     def beside(self, name: str) -> Folder:
         return Folder(self.root.parent / name)
 
-    def sweep(self) -> list[str]:
-        left = [p for p in self.root.rglob(f".*{PART}") if p.is_file()]
+    def sweep(self, *, but: str = "") -> list[str]:
+        spared = self.root / but if but else None
+        left = [
+            p
+            for p in self.root.rglob(f".*{PART}")
+            if p.is_file() and (spared is None or spared not in p.parents)
+        ]
         for path in left:
             with _told(path):
                 path.unlink(missing_ok=True)

@@ -24,18 +24,20 @@ from pipeline.extractors import configured_extractor
 from pipeline.fits import TrainingError, play_on_ray
 from pipeline.goodput import Goodput, goodput
 from pipeline.journal import JournalLine
+from pipeline.lease import FOLDER as LEASES
 from pipeline.lease import take
 from pipeline.play import Outcome
 from pipeline.registry import Registered, register
 from pipeline.run import RECORD, Best, Run, changes_of_data, free_name, now_ms
 from pipeline.shards import verify_shards
 from pipeline.shipping import Shipper
-from pipeline.storage import StorageError, open_storage
+from pipeline.storage import Folder, StorageError, open_storage
 from pipeline.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SEC = 5
+LOOK_REMOTE_SEC = 2.0
 OPENING_SEC = 60.0  # how long a new run waits for MLflow's first word, beside Ray's start
 GOODBYE_SEC = 10.0  # for the end of a run that was stopped or failed
 
@@ -142,6 +144,7 @@ def _to_the_end(
         return {"journalled": run.journalled_nimg}
 
     with take(run.storage, who=f"forger train {run.name}", note=journalled) as lease:
+        run.storage.sweep(but=LEASES)  # others may be asking for the lease
         command = _Command(run, shards, where, watcher, token=lease.token, fence=lease.check)
         try:
             if result is not None:
@@ -297,10 +300,14 @@ class _Follower:
         self._read = max((name for name, _ in run.told()), default="")
         self._waited_sec, self._since = 0, time.monotonic()
         self._complained = self.ticked = False
+        self._looked, self._rest_sec = 0.0, 0.0
+        if not isinstance(run.storage, Folder):  # a look costs requests there
+            self._rest_sec = LOOK_REMOTE_SEC
 
     def follow(self) -> None:
         """Tells what is new, or that nothing has come yet."""
-        self.look()
+        if time.monotonic() - self._looked >= self._rest_sec:
+            self.look()
         if not self.ticked and time.monotonic() - self._since >= PATIENCE_SEC:
             self._since = time.monotonic()
             self._waited_sec += PATIENCE_SEC
@@ -308,6 +315,7 @@ class _Follower:
 
     def look(self) -> None:
         """Tells what is new. Storage that fails is named once: the workers may see it better."""
+        self._looked = time.monotonic()
         try:
             for name, text in self.run.told(after=self._read):
                 self._read = name

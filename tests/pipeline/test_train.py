@@ -143,7 +143,12 @@ def test_a_killed_driver_loses_nothing(desk, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     psutil.wait_procs(family, timeout=60)  # Ray's processes end when they miss their driver
+    folder = here.folder / "runs" / "stripes"
+    for name in (".run.json-1.part", "journal/.000-2.part", "checkpoints/000000000001/.g-3.part"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"half of it")  # as a writer leaves it that dies in a write
     assert "resuming at" in here.run("train", "stripes.toml")
+    assert list(folder.rglob("*.part")) == []
     assert_same_end(here.open_run(), desk.open_run())
     assert_tracked_once(here, "stripes")
 
