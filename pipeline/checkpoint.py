@@ -124,18 +124,22 @@ def clear_up(storage: Storage, *, abandoned: Callable[[Standing], bool]) -> list
     """Deletes what is no checkpoint, and those that count no longer; says what, for people.
 
     For the run's one writer, before it begins: tensors whose record never came, a record or
-    tensors that are damaged, and checkpoints of a game that was given up.
+    tensors that are damaged, and checkpoints of a game that was given up. Tensors are read from
+    the newest back to the first that are whole; the game goes on from these.
     """
-    said, keep = [], set()
-    for nimg in all_nimg(storage):
+    said, keep, whole = [], set(), False
+    for nimg in reversed(all_nimg(storage)):
         try:
-            checkpoint_at(storage, nimg)
             record = _record(storage, nimg)
+            if abandoned(record.standing):
+                continue
+            if not whole:
+                checkpoint_at(storage, nimg)
         except DAMAGE as error:
             said.append(f"the checkpoint at {nimg} images is damaged ({error}) and was removed")
             continue
-        if not abandoned(record.standing):
-            keep |= {f"{record.folder}/{RECORD}", f"{record.folder}/{record.tensors}"}
+        whole = True
+        keep |= {f"{record.folder}/{RECORD}", f"{record.folder}/{record.tensors}"}
     # Records first: what is left is no checkpoint any more.
     names = sorted(storage.names(FOLDER), key=lambda name: not name.endswith(f"/{RECORD}"))
     for name in names:
