@@ -33,7 +33,7 @@ check: install  ## format, lint, types, architecture
 
 test: install  ## all that must hold; what needs Ray or servers one after the other
 	$(BIN)/python -m pytest -m "not slow" -n auto
-	$(BIN)/python -m pytest -m "slow and not chaos"
+	$(BIN)/python -m pytest -m slow
 
 test-fast: install  ## without Ray, servers and other processes
 	$(BIN)/python -m pytest -m "not slow" -n auto

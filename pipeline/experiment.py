@@ -84,13 +84,13 @@ class EvaluateConfig:
 class CheckpointConfig:
     """How often all that resuming needs is published, and how many are kept.
 
-    Those by images are where a watchdog may go back to; those by the clock bound what a lost
-    worker costs.
+    Those by the clock bound what a lost worker costs. Beside both there is one wherever the game
+    was judged and found sound: an anchor, to which a watchdog may go back.
     """
 
     every_kimg: float | None = None  # a twentieth of the run where left out
     every_sec: float = 60.0
-    keep: int = 2  # the newest; beside them the newest and the best of those by images
+    keep: int = 2  # the newest; beside them the newest and the best anchor
 
     def __post_init__(self) -> None:
         check(

@@ -157,7 +157,6 @@ def test_the_proxy_passes_refuses_hangs_up_and_cuts(echo):
 
 
 @pytest.mark.slow
-@pytest.mark.chaos
 def test_a_run_that_is_broken_seven_ways_ends_as_if_nothing_had_happened(tmp_path):
     """The longer one is `make chaos`; a failure here is played again by the same words."""
     table = tmp_path / "table.md"
