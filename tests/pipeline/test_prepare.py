@@ -64,11 +64,13 @@ def test_the_embedded_faces_are_all_there(tmp_path):
 
 
 def test_sub_folders_are_classes(tmp_path, folder):
-    shards = prepare(str(folder), str(tmp_path / "out"), keep_order=True)
+    shards = prepare(str(folder), str(tmp_path / "out"))
     assert shards.classes == ("cats", "dogs")
-    assert (pixels_of(shards, 0) == (200, 10, 30)).all()
-    assert (pixels_of(shards, 3) == (5, 100, 250)).all()
-    assert ShardReader(shards).labels(np.arange(4)).tolist() == [0, 0, 1, 1]
+    colours = [(200, 10, 30), (5, 100, 250)]
+    labels = ShardReader(shards).labels(np.arange(4)).tolist()
+    assert sorted(labels) == [0, 0, 1, 1]
+    for number, label in enumerate(labels):
+        assert (pixels_of(shards, number) == colours[label]).all()
 
 
 def test_a_flat_folder_has_no_labels(tmp_path, folder):
@@ -109,13 +111,70 @@ def test_unreadable_images_are_named_and_set_aside_and_the_rest_kept(tmp_path, f
         ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
         ("LA", (40, 255), (40, 40, 40)),
         ("I;16", 257 * 100, (100, 100, 100)),
+        ("P", 3, (9, 10, 11)),
     ],
 )
 def test_every_pixel_mode_becomes_rgb_by_a_stated_rule(tmp_path, mode, colour, expected):
     (tmp_path / "in").mkdir()
-    Image.new(mode, (8, 8), colour).save(tmp_path / "in" / "a.png")
+    image = Image.new(mode, (8, 8), colour)
+    if mode == "P":
+        image.putpalette(range(12))
+    image.save(tmp_path / "in" / "a.png")
     shards = prepare(str(tmp_path / "in"), str(tmp_path / "out"), channels=3)
     assert (pixels_of(shards) == expected).all()
+
+
+def test_cmyk_and_16_bit_tiff_and_the_first_frame_of_an_animation(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "in" / "a.tif")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "lime")]
+    frames[0].save(tmp_path / "in" / "b.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.full((8, 8), 257 * 9, np.uint16)).save(tmp_path / "in" / "c.tif")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "in" / "d.tif")
+    Image.fromarray(np.full((8, 8), -5, np.int32)).save(tmp_path / "in" / "e.tif")
+    source = str(tmp_path / "in")
+    shards = prepare(source, str(tmp_path / "out"), keep_order=True, channels=3)
+    assert (pixels_of(shards, 0) == (255, 0, 0)).all()
+    assert (pixels_of(shards, 1) == (0, 0, 255)).all()
+    assert (pixels_of(shards, 2) == 9).all()
+    assert [bad["image"] for bad in shards.origin["set_aside"]] == ["d.tif", "e.tif"]
+
+
+def test_every_fit_is_what_it_says_and_enlarging_is_counted(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("L", (16, 8), 200).save(tmp_path / "in" / "wide.png")
+    Image.new("L", (8, 8), 100).save(tmp_path / "in" / "square.png")
+
+    def made(fit, size_px, **more):
+        folder = str(tmp_path / f"{fit}{size_px}")
+        return prepare(
+            str(tmp_path / "in"), folder, fit=fit, size_px=size_px, keep_order=True, **more
+        )
+
+    letterbox = made("letterbox", 8)
+    assert pixels_of(letterbox, 1)[:, 0, 0].tolist() == [0, 0, 200, 200, 200, 200, 0, 0]
+    assert letterbox.origin["num_enlarged"] == 0
+    assert (pixels_of(made("stretch", 8), 1) == 200).all()
+    exact = made("exact", 8)
+    assert exact.num_images == 1
+    assert "--fit exact" in exact.origin["set_aside"][0]["reason"]
+    assert made("crop", 16).origin["num_enlarged"] == 2
+    assert made("letterbox", 16).origin["num_enlarged"] == 1
+    with pytest.raises(ConfigError, match="scales nothing"):
+        made("pad", 4, max_bad="0")
+
+
+def test_filters_on_linear_values_keep_the_light_and_on_srgb_the_codes(tmp_path):
+    (tmp_path / "in").mkdir()
+    half = np.zeros((8, 8), np.uint8)
+    half[:, ::2] = 255  # black and white columns
+    Image.fromarray(half).save(tmp_path / "in" / "a.png")
+    for linear, expected in ((False, 128), (True, 188)):  # sRGB's code of half the light is 188
+        shards = prepare(
+            str(tmp_path / "in"), str(tmp_path / f"{linear}"), size_px=4, filter="box",
+            linear=linear,
+        )  # fmt: skip
+        assert (pixels_of(shards) == expected).all()
 
 
 def test_crop_takes_the_middle_square_and_pad_scales_nothing(tmp_path):
