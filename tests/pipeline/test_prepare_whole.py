@@ -19,6 +19,7 @@ from pipeline.dataset import ShardSet, open_shards
 from pipeline.prepare import HELD_OUT, prepare
 from pipeline.shards import ShardReader, verify_shards
 from pipeline.storage import StorageError
+from pipeline.units import do_unit
 
 ROOT = Path(__file__).parents[2]
 COUNT = 400
@@ -80,7 +81,9 @@ prepare(sys.argv[1], sys.argv[2], processes=1, progress=lambda done, total: time
 """
 
 
-def test_a_killed_command_goes_on_with_the_shards_that_it_finished(source, tmp_path, small_shards):
+def test_a_killed_command_goes_on_with_the_shards_that_it_finished(
+    source, tmp_path, small_shards, monkeypatch
+):
     out = tmp_path / "out"
     started = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(source), str(out)],
@@ -95,7 +98,15 @@ def test_a_killed_command_goes_on_with_the_shards_that_it_finished(source, tmp_p
     assert 5 <= len(kept) < 20
     with pytest.raises(ConfigError, match="no prepared data"):
         open_shards(str(out))  # half a set is none
+    made = []
+
+    def counted(job, unit, tick):
+        made.append(unit.number)
+        return do_unit(job, unit, tick)
+
+    monkeypatch.setattr("pipeline.workforce.do_unit", counted)
     shards = prepare(str(source), str(out), processes=1)
+    assert len(made) == 20 - len(kept)
     assert {n: (out / n).stat().st_mtime_ns for n in kept} == kept  # not made again
     assert shards.digest == prepare(str(source), str(tmp_path / "whole"), processes=1).digest
     assert sorted(p.name for p in out.iterdir()) == sorted(
