@@ -131,10 +131,15 @@ class Bucket(Storage):
         parent = self.prefix.rpartition("/")[0]
         return Bucket(self.bucket, f"{parent}/{name}", retry_sec=self.retry_sec)
 
-    def sweep(self, *, but: str = "") -> list[str]:
+    def sweep(self, *, but: str = "", deep: bool = True) -> list[str]:
         top = f"{self.prefix}/" if self.prefix else ""
         spared = f"{top}{but}/" if but else None
-        swept = self._abort(top, lambda key: spared is None or not key.startswith(spared))
+
+        def goes(key: str) -> bool:
+            here = deep or "/" not in key[len(top) :]
+            return here and (spared is None or not key.startswith(spared))
+
+        swept = self._abort(top, goes)
         return sorted(key[len(top) :] for key in swept)
 
     @contextmanager

@@ -119,6 +119,8 @@ def prepare(
         sets = _sets(images, storage, held_out, keep_order)
         for one in sets[1:]:
             already(open_storage(one.uri), plan)
+        for one in sets:  # not deeper: other sets may be in the making there
+            open_storage(one.uri).sweep(deep=False)
         job = Job(source=images, fitting=fitting, encoding=encoding, plan=plan, dedupe=dedupe)
         report = Report(source=images.name, settings=settings, classes=images.classes)
         report.refuse(images.refused)

@@ -97,9 +97,9 @@ class Storage(ABC):
         """The storage `name` in the folder that this one is in."""
 
     @abstractmethod
-    def sweep(self, *, but: str = "") -> list[str]:
+    def sweep(self, *, but: str = "", deep: bool = True) -> list[str]:
         """Removes what writers that were killed left unfinished, and says what it was; nothing
-        below the folder `but`, where one is named.
+        below the folder `but`, where one is named, and without `deep` nothing in any folder below.
 
         Only for who alone writes here: it ends a write that is under way too.
         """
@@ -242,11 +242,12 @@ class Folder(Storage):
     def beside(self, name: str) -> Folder:
         return Folder(self.root.parent / name)
 
-    def sweep(self, *, but: str = "") -> list[str]:
+    def sweep(self, *, but: str = "", deep: bool = True) -> list[str]:
         spared = self.root / but if but else None
+        find = self.root.rglob if deep else self.root.glob
         left = [
             p
-            for p in self.root.rglob(f".*{PART}")
+            for p in find(f".*{PART}")
             if p.is_file() and (spared is None or spared not in p.parents)
         ]
         for path in left:
