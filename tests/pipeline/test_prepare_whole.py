@@ -106,7 +106,8 @@ def test_a_killed_command_goes_on_with_the_shards_that_it_finished(
 
     monkeypatch.setattr("pipeline.workforce.do_unit", counted)
     shards = prepare(str(source), str(out), processes=1)
-    assert len(made) == 20 - len(kept)
+    # The kill may come between a shard and the note that it is finished.
+    assert len(made) - (20 - len(kept)) in (0, 1)
     assert {n: (out / n).stat().st_mtime_ns for n in kept} == kept  # not made again
     assert shards.digest == prepare(str(source), str(tmp_path / "whole"), processes=1).digest
     assert sorted(p.name for p in out.iterdir()) == sorted(
