@@ -79,8 +79,9 @@ class Ours:
         return max(0, self._seen)
 
     def is_complete(self) -> bool:
-        """Whether the run says that it is over."""
-        return self.run is not None and self.run.result is not None
+        """Whether the run says that it is over, with all of its points delivered."""
+        result = None if self.run is None else self.run.result
+        return result is not None and result.get("delivered", True)
 
     def checkpoint_nimg(self) -> int:
         """The newest checkpoint by its name."""

@@ -196,11 +196,18 @@ def test_a_run_shrinks_and_grows_with_its_nodes_and_leaves_one_that_must_go(
         nodes.kill(0)
         times["lost"] = time.monotonic()
 
+    def hold() -> None:  # so that the short game lasts until the nodes were looked at
+        for worker in workers():
+            worker.suspend()
+
     def bring_one_back() -> None:
         times["playing"] = time.monotonic()
-        for worker in workers():  # so that the short game lasts until the node is there
-            worker.suspend()
+        hold()
         nodes.nodes.append(nodes.add())
+
+    def take_one_away() -> None:
+        hold()
+        nodes.drain(0)
 
     def go_on() -> None:
         for worker in workers():
@@ -210,7 +217,8 @@ def test_a_run_shrinks_and_grows_with_its_nodes_and_leaves_one_that_must_go(
         (lambda: script.saved(1), lose_a_node),
         (lambda: script.saved(2), bring_one_back),
         (lambda: script.heard("there is room for 1 more"), go_on),
-        (lambda: script.saved(3), lambda: nodes.drain(0)),
+        (lambda: script.saved(3), take_one_away),
+        (lambda: script.heard("of the run's nodes must go"), go_on),
     )
     assert outcome.finished
     assert script.sizes == [2, 1, 2, 1]
