@@ -32,11 +32,13 @@ PLACE_SEC = 30  # for placing workers: it is asked for room that is there
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 LEADER_BYTES = 2**20  # a token: what it really takes is Ray's to see
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # no objects pass through Ray here
-# A Ray of our own reports to nobody, and its dozen side processes share the workers' cores.
+# Of a Ray of our own, which reports to nobody and whose side processes share the workers' cores.
 QUIET_RAY = {
     "RAY_enable_metrics_collection": "false",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "false",
+    # It never comes back under its old address: what outlives it need not wait a minute for it.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
 }
 
 
