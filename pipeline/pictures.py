@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import textwrap
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gan.sampling import grid
 
+CARD_PX, CARD_COLUMNS = (480, 240), 44
 MIN_CELL_PX = 48  # smaller images are enlarged by a whole factor, so that a person can see them
 
 
@@ -26,6 +28,17 @@ def grid_png(images: Tensor, *, columns: int | None = None) -> bytes:
     factor = max(1, MIN_CELL_PX // images.shape[-1])
     large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     return png(grid(large, columns=columns))
+
+
+def card_png(text: str) -> bytes:
+    """A sentence or two on a plain card, for where pictures are looked through, as a PNG."""
+    lines = textwrap.fill(text, CARD_COLUMNS)
+    card = Image.new("RGB", CARD_PX, "white")
+    draw = ImageDraw.Draw(card)
+    draw.multiline_text((16, 16), lines, fill="black", font=ImageFont.load_default(18))
+    buffer = io.BytesIO()
+    card.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def neighbours_png(forged: Tensor, nearest: Tensor) -> bytes:

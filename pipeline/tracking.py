@@ -207,28 +207,32 @@ class Tracker:
         wanted = [line for line in lines if line.picture is not None]
         if not wanted:
             return
-        there = Counter(
-            _step_of(Path(file.path).name)
-            for file in self.client.list_artifacts(self.run_id, IMAGES)
-        )
+        there = self._shown()
         for line in wanted:
-            if there[line.nimg] < 2:  # with what shows in the slider: an upload can break off
-                self._ship_picture(line)
-        self.client.set_tag(self.run_id, "mlflow.loggedImages", "true")
+            if there[line.nimg] == 2:
+                continue
+            try:
+                data = self.run.storage.read(str(line.picture))
+            except FileNotFoundError:  # somebody tidied up; what follows must not wait for it
+                log.warning("the picture %s is gone, and MLflow has none of it", line.picture)
+                continue
+            self._show(data, line.nimg, time_ms=line.time_ms)
 
-    def _ship_picture(self, line: JournalLine) -> None:
+    def _shown(self) -> Counter[int | None]:
+        """How many files of each step's picture the slider has; 2 are whole: an upload can break
+        off.
+        """
+        files = self.client.list_artifacts(self.run_id, IMAGES)
+        return Counter(_step_of(Path(file.path).name) for file in files)
+
+    def _show(self, data: bytes, step: int, *, time_ms: int) -> None:
         """As MLflow's log_image, which names its two files anew each time: a repeated call would
         double the slider's tick, and one that was left out after the first would show none.
         """
         from PIL import Image
 
-        try:
-            data = self.run.storage.read(str(line.picture))
-        except FileNotFoundError:  # somebody tidied up; what comes after it must not wait for it
-            log.warning("the picture %s is gone, and MLflow has none of it", line.picture)
-            return
-        same = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run.id} {line.nimg}")
-        name = f"{PICTURES}+step+{line.nimg}+timestamp+{line.time_ms}+{same}"
+        same = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run.id} {step}")
+        name = f"{PICTURES}+step+{step}+timestamp+{time_ms}+{same}"
         with tempfile.TemporaryDirectory() as folder, Image.open(io.BytesIO(data)) as picture:
             whole = picture.convert("RGB")
             small = whole.copy()
@@ -236,6 +240,7 @@ class Tracker:
             for file, image in ((f"{name}.png", whole), (f"{name}+compressed.webp", small)):
                 image.save(Path(folder) / file)
                 self.client.log_artifact(self.run_id, str(Path(folder) / file), IMAGES)
+        self.client.set_tag(self.run_id, "mlflow.loggedImages", "true")
 
     def finish(self, status: str) -> None:
         """Ends MLflow's run as FINISHED, FAILED or KILLED (stopped, can be resumed).
@@ -265,13 +270,23 @@ class Tracker:
         self.client.log_batch(self.run_id, metrics=points)
 
     def log_rollbacks(self, given_up: list[Rollback]) -> None:
-        """Tells how often, from where and why the game was taken up again further back."""
-        text = "".join(
+        """Tells how often, from where and why the game was taken up again further back: in a
+        text, and as a card among the samples, a step past the last image that was given up.
+        """
+        from pipeline.pictures import card_png
+
+        lines = [
             f"{back.number}: from {back.from_nimg} to {back.to_nimg} images, learning rates times "
-            f"{back.lr_factor:g}: {back.reason}\n"
+            f"{back.lr_factor:g}: {back.reason}"
             for back in given_up
-        )
-        self.client.log_text(self.run_id, text, "rollbacks.txt")
+        ]
+        self.client.log_text(self.run_id, "".join(f"{line}\n" for line in lines), "rollbacks.txt")
+        there = self._shown()
+        began_ms = self.client.get_run(self.run_id).info.start_time  # the same at every try
+        for back, line in zip(given_up, lines, strict=True):
+            step = back.from_nimg + 1  # the tick itself has a picture of its own, or will have
+            if there[step] < 2:
+                self._show(card_png(f"rollback {line}"), step, time_ms=began_ms)
         self.tag({"forger.rollbacks": len(given_up)})
 
     def tag(self, tags: dict[str, Any]) -> None:

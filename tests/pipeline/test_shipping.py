@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -293,12 +294,20 @@ def test_what_a_rollback_may_take_back_is_kept_until_the_end_and_rollbacks_are_t
     assert shipper.shipped_nimg == -1
     assert shipper.finish("FINISHED", deadline_sec=60)
     assert shipper.shipped_nimg == 500
+    again = Shipper(where, run, said=lambda text: None)  # what a resumed driver tells once more
+    assert again.finish("FINISHED", deadline_sec=60)
     client = where.client()
     experiment = client.get_experiment_by_name("careful")
     assert experiment is not None
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.data.tags["forger.rollbacks"] == "1"
     assert "rollbacks.txt" in {f.path for f in client.list_artifacts(tracked.info.run_id)}
+    pictures = [f.path for f in client.list_artifacts(tracked.info.run_id, "images")]
+    cards = [path for path in pictures if "samples+step+901+" in path]
+    assert [Path(card).suffix for card in sorted(cards)] == [".webp", ".png"]
+    shown = client.download_artifacts(tracked.info.run_id, sorted(cards)[1])
+    with Image.open(shown) as card:
+        assert np.asarray(card.convert("L")).min() < 64, "the card has no text"
 
 
 def test_a_driver_that_was_fenced_off_ships_nothing_more(tmp_path, stripes):
