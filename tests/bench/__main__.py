@@ -1,4 +1,4 @@
-"""python -m tests.bench [step|workers|train|gate|frechet|data]: what MEASUREMENTS.md records."""
+"""python -m tests.bench [step|workers|train|gate|frechet|data|prepare]: what MEASUREMENTS.md records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from tests.bench import data, frechet, gate_rates
+from tests.bench import data, frechet, gate_rates, prepare
 from tests.bench.rounds import (
     bare_rounds,
     compare,
@@ -117,6 +117,7 @@ BENCHES = {
     "gate": gate_rates.main,
     "frechet": frechet.main,
     "data": data.main,
+    "prepare": prepare.main,
 }
 
 if __name__ == "__main__":

@@ -237,7 +237,9 @@ class Nodes:
                 found |= {info.process.pid for info in infos}
         tops = [psutil.Process(pid) for pid in found if psutil.pid_exists(pid)]
         side = [p for top in tops for p in top.children(recursive=True)]
-        agents = ("Agent", "ray::IDLE", "log_monitor", "monitor.py", "dashboard")
+        # The coordinator is the cluster's own: the first run begins it, for all that follow.
+        agents = ("Agent", "ray::IDLE", "log_monitor", "monitor.py", "dashboard",
+                  "_AutoscalingCoordinator")  # fmt: skip
         return found | {p.pid for p in side if any(word in title(p) for word in agents)}
 
     def kill(self, which: int) -> None:
