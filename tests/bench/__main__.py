@@ -1,4 +1,4 @@
-"""python -m tests.bench [step|workers|train|gate|frechet|data|prepare]: what MEASUREMENTS.md records."""
+"""python -m tests.bench [step|workers|train|gate|frechet|data|prepare]: for MEASUREMENTS.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images prepared a second and core, `forger prepare` against a plain Pillow loop, and on two cores.
+"""Images a second and core: `forger prepare` against a plain Pillow loop; and on two cores.
 
     python -m tests.bench prepare
 
