@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # Before ray is imported. The poll decides how soon the end of a run, or a lost worker, is noticed.
@@ -16,6 +16,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
+
+import psutil  # isort: skip  (after ray, which brings it)
 from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 REACH_SEC = 3
 COLLECTIVE_TIMEOUT_SEC = 600
+GOODBYE_SEC = 2.0
 PLACE_SEC = 30  # for placing workers: it is asked for room that is there
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 LEADER_BYTES = 2**20  # a token: what it really takes is Ray's to see
@@ -100,7 +103,21 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     try:
         yield
     finally:
+        ours = [] if address else _ray_processes()
         ray.shutdown()
+        _, left = psutil.wait_procs(ours, timeout=GOODBYE_SEC)
+        for process in left:
+            process.kill()
+
+
+def _ray_processes() -> list[psutil.Process]:
+    """Of a Ray of our own: who is left when it has ended waits for what does not come back."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if child.name() in ("raylet", "gcs_server"):
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 def trainer(
