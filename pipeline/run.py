@@ -16,7 +16,6 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -161,13 +160,6 @@ class Run:
     def withdraw_stop(self) -> None:
         """Takes the request back, so that the run can go on."""
         self.storage.delete(STOP)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the run for one driver. Raises ConfigError where another one here has it."""
-        refusal = f"{self.name} is being trained by another command; wait for it, or stop it"
-        with self.storage.locked(refusal):
-            yield
 
     def sweep_after_workers(self) -> None:
         """Removes what workers that were killed left unfinished. For the driver, while none is at

@@ -23,6 +23,7 @@ from pipeline.experiment_file import experiment_toml
 from pipeline.finals import Each, Finalist, best_generator, finalists_of, hold_finals
 from pipeline.first_points import Earlier
 from pipeline.interrupts import Interrupts
+from pipeline.lease import Lease, take
 from pipeline.ledger import BEST, Ledger, Trial, best_of, front_of
 from pipeline.plans import Generations, TrialByTrial
 from pipeline.registry import Registered, register
@@ -92,9 +93,9 @@ def search(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> 
     ledger = Ledger.open(name, experiment, shards)
     if ledger.result is not None and not _more_trials(ledger):
         return _known(ledger)
-    with ledger.storage.locked(f"{name} is being searched by another command; wait for it"):
+    with take(ledger.storage, who=f"forger search {name}", note={}) as lease:
         ledger.reopen()
-        return _search(ledger, shards, space, earlier, where, watcher)
+        return _search(ledger, shards, space, earlier, where, watcher, lease)
 
 
 def _more_trials(ledger: Ledger) -> bool:
@@ -111,6 +112,7 @@ def _search(
     earlier: list[Earlier],
     where: Backend,
     watcher: Watcher,
+    lease: Lease,
 ) -> Searched:
     """The search, which nobody else is holding, to its end or to a stop."""
     if ledger.config.scheduler == "pbt":
@@ -126,7 +128,7 @@ def _search(
         tracker = open_search_tracker(where, ledger)
         watcher.begun(ledger, tracker.url)
         try:
-            return _to_the_end(course, tracker, watcher)
+            return _to_the_end(course, tracker, watcher, lease)
         except KeyboardInterrupt:
             tracker.give_up("KILLED")
             raise
@@ -135,9 +137,11 @@ def _search(
             raise
 
 
-def _to_the_end(course: Course, tracker: SearchTracker, watcher: Watcher) -> Searched:
+def _to_the_end(
+    course: Course, tracker: SearchTracker, watcher: Watcher, lease: Lease
+) -> Searched:
     """Trials, then the final judgement; or what there is when it was asked to stop."""
-    _follow(course, tracker, watcher)
+    _follow(course, tracker, watcher, lease)
     for trial in course.trials:
         tracker.follow(trial)
         course.ledger.write(trial)  # with its address in MLflow
@@ -149,7 +153,7 @@ def _to_the_end(course: Course, tracker: SearchTracker, watcher: Watcher) -> Sea
     return _complete(course, tracker, watcher)
 
 
-def _follow(course: Course, tracker: SearchTracker, watcher: Watcher) -> None:
+def _follow(course: Course, tracker: SearchTracker, watcher: Watcher, lease: Lease) -> None:
     """Runs the trials in a thread, so that this one can ship what they say, and hear Ctrl-C."""
     ended: dict[str, BaseException] = {}
     over = threading.Event()
@@ -166,6 +170,7 @@ def _follow(course: Course, tracker: SearchTracker, watcher: Watcher) -> None:
     threading.Thread(target=run, name="ray-tune", daemon=True).start()
     with Interrupts() as interrupts:
         while not over.is_set():
+            lease.check()  # else two commands would write the same ledger
             for trial in list(course.trials):
                 tracker.follow(trial)
             over.wait(POLL_SEC)

@@ -19,13 +19,14 @@ from ray import tune
 from gan.config import ConfigError
 from pipeline.dataset import open_shards
 from pipeline.failures import first_failure
+from pipeline.lease import Lease, take
 from pipeline.ledger import Ledger, Trial
 from pipeline.run import Run
 from pipeline.storage import open_storage
 from pipeline.worker import job_of, played, work
 
 POLL_SEC = 0.5
-LOCK_SEC = 60  # how long a process that was replaced may take to die
+LEASE_SEC = 60  # how long a process that was replaced may take to die
 
 
 def play_trial(config: dict[str, Any], search: str) -> None:
@@ -39,19 +40,18 @@ def play_trial(config: dict[str, Any], search: str) -> None:
     trial = ledger.trial(config["number"])
     run = ledger.run_of(trial)
     with ExitStack() as held:
-        _hold(run, held)
-        ending = _followed(ledger, trial, run)
+        ending = _followed(ledger, trial, run, token=_hold(run, held).token)
     tune.report({"number": trial.number, "nimg": ending.pop("nimg", 0), **ending})
 
 
-def _followed(ledger: Ledger, trial: Trial, run: Run) -> dict[str, Any]:
+def _followed(ledger: Ledger, trial: Trial, run: Run, *, token: int) -> dict[str, Any]:
     """Plays in a thread, so that this one can tell Tune of evaluations without holding it up."""
     ended: dict[str, Any] = {}
     over = threading.Event()
 
     def run_it() -> None:
         try:
-            ended["value"] = _play(ledger, trial, run)
+            ended["value"] = _play(trial, run, token=token)
         except BaseException as error:
             ended["error"] = error
         over.set()
@@ -71,10 +71,10 @@ def _followed(ledger: Ledger, trial: Trial, run: Run) -> dict[str, Any]:
     return _ending(trial, ended["value"])
 
 
-def _play(ledger: Ledger, trial: Trial, run: Run) -> dict[str, Any]:
+def _play(trial: Trial, run: Run, *, token: int) -> dict[str, Any]:
     cluster = run.experiment.cluster
     shards = open_shards(run.experiment.data.shards)
-    job = job_of(run, shards, until_nimg=trial.until_nimg)
+    job = job_of(run, shards, token=token, until_nimg=trial.until_nimg)
     if cluster.max_workers == 1:
         return played(job, device=gpu_of_this_process())
     with tempfile.TemporaryDirectory(prefix="forger-ray-") as folder:  # nobody reads it again
@@ -112,13 +112,16 @@ def _failed(error: BaseException) -> dict[str, Any]:
     raise error
 
 
-def _hold(run: Run, held: ExitStack) -> None:
-    """Takes the run's lock; a process that died in the last seconds may still have it."""
-    deadline = time.monotonic() + LOCK_SEC
+def _hold(run: Run, held: ExitStack) -> Lease:
+    """Takes the run's lease; a process that was replaced may have it until it dies."""
+    deadline = time.monotonic() + LEASE_SEC
+
+    def journalled() -> dict[str, Any]:
+        return {"journalled": run.journalled_nimg}
+
     while True:
         try:
-            held.enter_context(run.locked())
-            return
+            return held.enter_context(take(run.storage, who=f"trial {run.name}", note=journalled))
         except ConfigError:
             if time.monotonic() > deadline:
                 raise

@@ -268,11 +268,3 @@ def test_the_best_snapshot_is_chosen_without_bias_where_all_were_judged_so(undis
     assert best_nimg() == 1000
     judged(3000, fd=9.9, corrected=None)  # as runs did before: the plug-in is all they share
     assert best_nimg() == 2000
-
-
-def test_a_run_has_one_driver_at_a_time(stripes, tmp_path):
-    run = Run.open("small", small_experiment(stripes, tmp_path), stripes)
-    with run.locked(), pytest.raises(ConfigError, match="another command"), run.locked():
-        raise AssertionError("two drivers")
-    with run.locked():
-        pass
