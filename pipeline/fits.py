@@ -29,6 +29,7 @@ from pipeline.nodes import (
     ask_for_workers,
     clear_away,
     draining_nodes,
+    free_reservations,
     our_workers,
     room,
     silent_nodes,
@@ -159,6 +160,7 @@ class _Attempts:
                 return free
             if time.monotonic() - told > WAITING_SEC:
                 told = time.monotonic()
+                free_reservations()
                 least = self.cluster.min_workers
                 self.said(f"waiting for nodes: there is room for {free} of at least {least}")
             self._step()
@@ -239,6 +241,7 @@ class _Attempts:
         """Says what happened, and waits before the next attempt. Raises where there is none."""
         failure = first_failure(error)
         reason = self._reason(failure, number=number)
+        free_reservations()
         self.events.add("lost", why=reason)
         if self.stopping:
             return

@@ -14,6 +14,8 @@ from pipeline.cluster import planned_resources  # before ray: it sets Ray's envi
 
 import psutil  # isort: skip
 import ray
+from ray.core.generated import gcs_pb2
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.experiment import ClusterConfig
@@ -164,6 +166,23 @@ def _clear_node(pids: list[int], folder: str, prefix: str) -> tuple[list[int], d
         process.kill()
     psutil.wait_procs(still, timeout=GOODBYE_SEC)
     return frozen, stacks_in(Path(folder), prefix)
+
+
+def free_reservations() -> None:
+    """Gives back what the attempts of this driver reserved and did not: where Ray Train's
+    controller was killed, nobody else does before the driver ends. For use between attempts.
+    """
+    # Ray's own cleaner asks the dashboard, which a Ray of our own has not.
+    try:
+        job = ray.get_runtime_context().get_job_id()
+        table: Any = getattr(gcs_pb2, "PlacementGroupTableData")  # noqa: B009
+        for data in _state()._connect_and_get_accessor().get_placement_group_table():
+            group = table.FromString(data)
+            if group.state != table.REMOVED and group.creator_job_id.hex() == job:
+                name = ray.PlacementGroupID(group.placement_group_id)
+                remove_placement_group(PlacementGroup(name))
+    except Exception as error:
+        log.warning("cannot give reservations back: %s", error)
 
 
 def ask_for_workers(cluster: ClusterConfig, count: int, *, gpus: bool) -> None:

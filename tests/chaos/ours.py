@@ -21,6 +21,7 @@ ALLOWED = ("run.json", "result.json", "shipped.json", "lock", "goodput.json")
 ALLOWED_FOLDERS = (
     "journal/", "checkpoints/", "snapshots/", "lease/", "events/", "rollbacks/", "shipped/",
     "released/", "notes/",
+    "hangs/",  # the stacks of workers that made no progress, as the log says
 )  # fmt: skip
 
 

@@ -129,9 +129,17 @@ class Script:
         return [facts["workers"] for kind, facts in self.events if kind == "attempt"]
 
 
-def workers() -> list[psutil.Process]:
+def actors(name: str) -> list[psutil.Process]:
     family = psutil.Process().children(recursive=True)
-    return [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
+    return [child for child in family if name in " ".join(child.cmdline())]
+
+
+def workers() -> list[psutil.Process]:
+    return actors("RayTrainWorker")
+
+
+def kill_controller() -> None:
+    actors("TrainController")[-1].kill()
 
 
 def players(run: Run) -> dict[str, torch.Tensor]:
@@ -171,19 +179,17 @@ def test_killed_and_frozen_workers_and_sigterm_change_no_bit(
     assert f"process {hit[0].pid} on" in killed
     assert "again, 2 more" in killed
     assert "made no progress for 8 s" in hung
-    # Of the frozen worker and the one that waits for it, either may be missed first; then Ray may
-    # have ended the frozen one before it was looked at.
-    frozen = f"process {hit[1].pid} on" in hung and "was frozen" in hung
-    assert frozen or "worker 0 made no progress" in hung
     assert "stopping, with a checkpoint" in stopping
     (stacks,) = (Path(script.run.storage.uri) / "hangs").iterdir()
     assert "Timeout (0:00:08)" in stacks.read_text()
     assert not outcome.finished
     assert outcome.nimg == newest_nimg(script.run.storage)
     assert not hit[1].is_running()
-    assert Script(desk, "hurt").play().finished
-    resumed = players(script.run)
-    assert [n for n, value in undisturbed.items() if not torch.equal(value, resumed[n])] == []
+    resumed = Script(desk, "hurt")  # without a dashboard Ray's own cleaner frees no reservation
+    assert resumed.play((lambda: resumed.saved(1), kill_controller)).finished
+    assert "Ray Train failed" in resumed.said[0]
+    ended = players(script.run)
+    assert [n for n, value in undisturbed.items() if not torch.equal(value, ended[n])] == []
 
 
 def test_a_run_shrinks_and_grows_with_its_nodes_and_leaves_one_that_must_go(
