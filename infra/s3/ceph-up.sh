@@ -2,15 +2,22 @@
 # A real S3 server on loopback, for one machine: Ceph's RADOS gateway from Debian's packages.
 # For tests and for trying things out: one copy of the data, no replica. No Docker, no systemd.
 #
-#   ceph-up.sh DIR [--port N] [--disk] [--gb N] [--unpack]   start; prints the environment of its clients
-#   ceph-up.sh DIR gateway                                   start the gateway alone again, after it was killed
-#   ceph-up.sh DIR down                                      end all of it; DIR stays
+#   ceph-up.sh DIR [options]   start; prints the environment of its clients
+#   ceph-up.sh DIR gateway     start the gateway alone again, after it was killed
+#   ceph-up.sh DIR down        end all of it; DIR stays
+#
+#   --port N            of the gateway; a free one where left out
+#   --host ADDRESS      that the gateway binds to, 127.0.0.1 where left out; in a container 0.0.0.0
+#   --disk              objects are kept in DIR, over `down` and a later start; else they are in memory
+#   --gb N              the most that they may take, 4 where left out
+#   --user NAME=FILE    one more user, with the keys of an AWS credentials file; sees its own buckets only
+#   --wait              stays until the gateway ends, and ends all at SIGTERM: for a container
+#   --unpack            fetches the packages from the mirrors that apt knows and unpacks them into
+#                       DIR/root (or $CEPH_ROOT), for a machine where nothing may be installed
 #
 # Everything is in DIR, readable for its owner alone: DIR/env has the address and the keys (eval it),
-# DIR/{mon,osd,gateway}.pid the processes, each the leader of a group of its own. Objects are in memory
-# unless --disk keeps them in DIR, over `down` and a later start. --gb is the most they may take
-# (4 by default). --unpack fetches the packages from the mirrors that apt knows and unpacks them into
-# DIR/root (or $CEPH_ROOT), for a machine where nothing may be installed.
+# DIR/{mon,osd,gateway}.pid the processes, each the leader of a group of its own, DIR/ready is there
+# from when all users are.
 # Exit code 3: programs are missing. 2: used wrongly. 1: it did not start, and nothing is left running.
 set -euo pipefail
 umask 077
@@ -18,12 +25,15 @@ umask 077
 usage() { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 [ $# -ge 1 ] && [ "${1#-}" = "$1" ] || usage
 mkdir -p "$1"; DIR=$(cd "$1" && pwd); shift
-verb=up port='' store=memstore gb=4 unpack=no
+verb=up port='' host=127.0.0.1 store=memstore gb=4 unpack=no stay=no users=()
 while [ $# -gt 0 ]; do
   case $1 in
     up|gateway|down) verb=$1 ;;
     --port) port=${2:?--port needs a number}; shift ;;
+    --host) host=${2:?--host needs an address}; shift ;;
     --gb) gb=${2:?--gb needs a number}; shift ;;
+    --user) users+=("${2:?--user needs NAME=FILE}"); shift ;;
+    --wait) stay=yes ;;
     --disk) store=bluestore ;;
     --unpack) unpack=yes ;;
     *) usage ;;
@@ -43,6 +53,7 @@ running() {  # whether the process of DIR/$1.pid lives; a zombie does not
 
 down() {
   local name i
+  rm -f "$DIR/ready"
   for name in gateway osd mon; do
     running "$name" && kill "$(cat "$DIR/$name.pid")" 2>/dev/null || true
     for ((i = 0; i < 100; i++)); do running "$name" || break; sleep 0.1; done
@@ -93,11 +104,11 @@ start() {  # name, command...: a daemon that outlives this script, in a group of
 }
 listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1"); }
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-of_conf() { sed -n "s/.*$1\([0-9]*\).*/\1/p" "$CEPH_CONF"; }
+port() { sed -n 's/.*endpoint=[0-9.]*:\([0-9]*\).*/\1/p' "$CEPH_CONF"; }
 gateway() {
   running gateway && return
   start gateway radosgw -n client.rgw
-  wait_for gateway listens "$(of_conf endpoint=127.0.0.1:)"
+  wait_for gateway listens "$(port)"
 }
 if [ $verb = gateway ]; then
   [ -f "$DIR/env" ] || { echo "there is no store in $DIR: start it first" >&2; exit 2; }
@@ -155,7 +166,7 @@ osd op num shards = 2
 osd op num threads per shard = 1
 [client.rgw]
 rgw data = $DIR
-rgw frontends = beast endpoint=127.0.0.1:$port tcp_nodelay=1
+rgw frontends = beast endpoint=$host:$port tcp_nodelay=1
 rgw thread pool size = 16
 EOF
   key() { ceph-authtool "$DIR/keyring" --gen-key "$@" >/dev/null; }
@@ -184,7 +195,7 @@ if [ $new = yes ]; then
   user=$(radosgw-admin user create --uid=forger --display-name=forger 2>"$DIR/log/user.out") || failed radosgw-admin user.out
   field() { sed -n "s/.*\"$1\": \"\(.*\)\".*/\1/p" <<<"$user" | tail -n 1 | sed 's#\\/#/#g'; }
   cat >"$DIR/env.part" <<EOF
-export AWS_ENDPOINT_URL=http://127.0.0.1:$(of_conf endpoint=127.0.0.1:)
+export AWS_ENDPOINT_URL=http://127.0.0.1:$(port)
 export AWS_ACCESS_KEY_ID=$(field access_key)
 export AWS_SECRET_ACCESS_KEY=$(field secret_key)
 export AWS_DEFAULT_REGION=us-east-1
@@ -194,4 +205,16 @@ export AWS_EC2_METADATA_DISABLED=true
 EOF
   mv "$DIR/env.part" "$DIR/env"
 fi
-cat "$DIR/env"
+for user in ${users[@]+"${users[@]}"}; do
+  name=${user%%=*} file=${user#*=}
+  of_file() { sed -n "s/^ *$1 *= *\([^ ]*\) *$/\1/p" "$file" | tail -n 1; }
+  radosgw-admin user info --uid="$name" >/dev/null 2>&1 ||
+    radosgw-admin user create --uid="$name" --display-name="$name" --access-key="$(of_file aws_access_key_id)" \
+      --secret="$(of_file aws_secret_access_key)" >/dev/null 2>"$DIR/log/user.out" || failed radosgw-admin user.out
+done
+touch "$DIR/ready"
+if [ $stay = no ]; then cat "$DIR/env"; exit 0; fi
+trap 'exit 143' TERM INT
+trap down EXIT
+while running gateway && running osd && running mon; do sleep 1 & wait $!; done
+failed gateway gateway.out
