@@ -1,9 +1,9 @@
 """What KubeRay's RayCluster and RayJob may hold: JSON schemas of `ray.io/v1` as of KubeRay 1.7.
 
 Written from the field reference in Ray's documentation ("KubeRay CRD API reference", v1.7):
-names, types, allowed values, and rules that the operator checks. Stricter in one thing: a name that
-it does not know is a mistake here, where Kubernetes would drop it in silence. What is inside a pod's
-template is Kubernetes' own and is checked against its schema (`templates`).
+names, types, allowed values, and rules that the operator checks. Stricter in one thing: a name
+that it does not know is a mistake here, where Kubernetes would drop it in silence. What is inside
+a pod's template is Kubernetes' own and is checked against its schema (`templates`).
 """
 
 from __future__ import annotations
