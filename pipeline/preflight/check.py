@@ -35,6 +35,7 @@ from pipeline.storage import Folder, Storage, StorageError, open_storage
 log = logging.getLogger(__name__)
 
 LOOK_SEC = 1.0
+SMALLER = "lower cluster.workers, set another cluster.device, or add nodes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +116,16 @@ def _on_workers(
     try:
         check_address()
         with connected(cluster):
-            gpus, found = _resources(cluster, wait_sec)
+            gpus, found = resources(cluster, wait_sec=wait_sec)
             tell(found)
             if found.state != "good":
                 return None
             workers = room(cluster, gpus=gpus, without=draining_nodes())
             facts = _looked(experiment, shards, storage, mark, workers=workers, gpus=gpus)
     except ConfigError as error:
-        for each in refused("cluster", error, needed=needed):
+        for each in refused(
+            "cluster", error, needed=needed, remedy="set RAY_ADDRESS, or unset it"
+        ):
             tell(each)
         return None
     if isinstance(facts, Finding):
@@ -131,14 +134,14 @@ def _on_workers(
     return _judged(experiment, shards, storage, mark, facts, tell, price_per_hour)
 
 
-def _resources(cluster: ClusterConfig, wait_sec: float) -> tuple[bool, Finding]:
+def resources(cluster: ClusterConfig, *, wait_sec: float) -> tuple[bool, Finding]:
     """Whether workers get GPUs, and whether there is room for them, or comes within the time."""
     least = cluster.min_workers
     needed = f"{least} worker(s) of {cluster.cpus_per_worker} CPU(s) on nodes that stay"
     try:
         gpus = gives_gpus(cluster)
     except ConfigError as error:
-        return False, refused("cluster", error, needed=needed)[0]
+        return False, refused("cluster", error, needed=needed, remedy=SMALLER)[0]
     began = time.monotonic()
     free = room(cluster, gpus=gpus, without=draining_nodes())
     if free < least:
@@ -152,7 +155,7 @@ def _resources(cluster: ClusterConfig, wait_sec: float) -> tuple[bool, Finding]:
     said = f"room for {free} of {least} to {cluster.max_workers} worker(s) with {what}"
     said += f" on {nodes} node(s)" + (f", after {waited:.0f} s" if waited > LOOK_SEC else "")
     if free < least:
-        remedy = "wait for others to end, add nodes, or lower cluster.workers"
+        remedy = f"wait for others to end, or {SMALLER}"
         return gpus, wrong("cluster", said, needed=needed, remedy=remedy)
     return gpus, good("cluster", said)
 

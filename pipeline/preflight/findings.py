@@ -44,10 +44,10 @@ def skipped(what: str, because: str) -> Finding:
     return Finding(what=what, state="skipped", found=f"not looked at: {because}")
 
 
-def refused(what: str, error: ConfigError, *, needed: str) -> list[Finding]:
-    """A finding for each mistake; its text ends with the remedy, where there is one to give."""
+def refused(what: str, error: ConfigError, *, needed: str, remedy: str) -> list[Finding]:
+    """A finding for each mistake, with the remedy that it names, or else this one."""
     found = []
     for mistake in error.mistakes:
-        text, _, remedy = mistake.partition("; ")
-        found.append(wrong(what, text, needed=needed, remedy=remedy))
+        text, _, named = mistake.partition("; ")
+        found.append(wrong(what, text, needed=needed, remedy=named or remedy))
     return found

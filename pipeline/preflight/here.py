@@ -25,6 +25,7 @@ SAMPLED_SHARDS = 8
 SAMPLED_BYTES = 2**30  # no more is read for checksums, but for a first shard
 MARKS = "check-"  # a folder beside the runs, while it is checked
 TRACKED_IN = "forger-check"  # MLflow's experiment
+AGAIN = "prepare the data again"
 FITTING = "data that fits the players and the order"
 
 
@@ -33,7 +34,9 @@ def check_data_set(experiment: Experiment) -> tuple[ShardSet | None, list[Findin
     try:
         shards = open_shards(experiment.data.shards)
     except ConfigError as error:
-        return None, refused("data", error, needed="an index that `forger prepare` wrote")
+        return None, refused(
+            "data", error, needed="an index that `forger prepare` wrote", remedy=AGAIN
+        )
     except StorageError as error:
         remedy = "see the reason; for a bucket, AWS's variables"
         return None, [wrong("data", str(error), needed="data that can be read", remedy=remedy)]
@@ -45,7 +48,8 @@ def check_data_set(experiment: Experiment) -> tuple[ShardSet | None, list[Findin
         try:
             fits()
         except ConfigError as error:
-            found += refused("data", error, needed=FITTING)
+            remedy = "change the setting, or prepare other data"
+            found += refused("data", error, needed=FITTING, remedy=remedy)
     found += check_shards(shards)
     if found:
         return shards, found
@@ -57,13 +61,12 @@ def check_data_set(experiment: Experiment) -> tuple[ShardSet | None, list[Findin
 def check_shards(shards: ShardSet) -> list[Finding]:
     """What is missing, and what of a sample differs from its checksum."""
     storage, needed = open_storage(shards.uri), "every shard, as it was prepared"
-    remedy = "prepare the data again"
     try:
         there = set(storage.names())
         missing = [shard.file for shard in shards.shards if shard.file not in there]
         if missing:
             said = f"{len(missing)} of {len(shards.shards)} shards are missing: {missing[0]}"
-            return [wrong("data", said, needed=needed, remedy=remedy)]
+            return [wrong("data", said, needed=needed, remedy=AGAIN)]
         sample, read = list(shards.shards), 0
         random.Random(shards.digest).shuffle(sample)
         for shard in sample[:SAMPLED_SHARDS]:
@@ -73,7 +76,7 @@ def check_shards(shards: ShardSet) -> list[Finding]:
                 digest, read = hashlib.file_digest(file, "sha256").hexdigest(), read + file.tell()
             if digest != shard.sha256:
                 said = f"{shards.uri}/{shard.file} differs from its checksum"
-                return [wrong("data", said, needed=needed, remedy=remedy)]
+                return [wrong("data", said, needed=needed, remedy=AGAIN)]
     except (StorageError, FileNotFoundError) as error:
         return [wrong("data", str(error), needed=needed, remedy="see the reason")]
     return []
@@ -124,11 +127,11 @@ def sweep_marks(storage: Storage, mark: str) -> None:
 
 def check_tracking(storage: str) -> Finding:
     """Whether a run, with a metric and a file, can be written to MLflow."""
-    needed, remedy = "an MLflow that takes runs, metrics and files", "see the reason"
+    needed, remedy = "an MLflow that takes runs, metrics and files", "set MLFLOW_TRACKING_URI"
     try:
         where = backend(storage)
     except ConfigError as error:
-        return refused("MLflow", error, needed=needed)[0]
+        return refused("MLflow", error, needed=needed, remedy=remedy)[0]
     except OSError as error:
         return wrong("MLflow", str(error), needed=needed, remedy=remedy)
     from pipeline.tracking import try_out
@@ -137,7 +140,7 @@ def check_tracking(storage: str) -> Finding:
     try:
         try_out(where, TRACKED_IN)
     except ConfigError as error:
-        return refused("MLflow", error, needed=needed)[0]
+        return refused("MLflow", error, needed=needed, remedy=remedy)[0]
     except Exception as error:  # of MLflow, its database or its store: whichever, it is not usable
         lines = str(error).splitlines() or [type(error).__name__]
         return wrong("MLflow", f"{where.uri} refuses: {lines[0]}", needed=needed, remedy=remedy)

@@ -73,7 +73,7 @@ def shared_storage(workers: Facts, seen: Mapping[str, bytes], uri: str) -> Findi
             "shared storage",
             f"the driver does not see at {uri} what a worker on {host} wrote there",
             needed=needed,
-            remedy="set cluster.storage to s3://bucket/prefix, or to a folder that all nodes mount",
+            remedy="set cluster.storage to s3://bucket/prefix or a folder that all nodes mount",
         )
     winners = [facts["rank"] for facts in workers if facts["storage_won"]]
     if len(winners) != 1:
