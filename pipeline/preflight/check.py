@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -20,11 +21,13 @@ from pipeline.failures import first_failure
 from pipeline.nodes import ask_for_workers, draining_nodes, room, staying_nodes
 from pipeline.preflight import verdicts
 from pipeline.preflight.findings import Finding, good, refused, skipped, wrong
+from pipeline.preflight.head import check_head
 from pipeline.preflight.here import (
     check_data_set,
     check_storage,
     check_token,
     check_tracking,
+    is_alone,
     new_mark,
     sweep_marks,
 )
@@ -76,7 +79,7 @@ def check(
         with ThreadPoolExecutor(1) as beside:  # its answer takes as long as Ray's start
             tracking = beside.submit(check_tracking, experiment.cluster.storage)
             shards, data = check_data_set(experiment)
-            for each in (*data, check_storage(storage, mark), check_token()):
+            for each in (*data, check_storage(storage, mark), _token()):
                 tell(each)
             usable = shards is not None and all(f.state == "good" for f in findings)
             because = next((f.what for f in findings if f.state != "good"), "")
@@ -92,6 +95,14 @@ def check(
         with _best_effort():
             sweep_marks(storage, mark)
     return Checked(tuple(findings), estimate)
+
+
+def _token() -> Finding:
+    """The token that we have, and what the head says to it."""
+    address, token = os.environ.get("RAY_ADDRESS", ""), check_token()
+    if token.finding.state != "good" or address in ("", "auto", "local"):
+        return token.finding
+    return check_head(address, token.value, alone=is_alone(address)) or token.finding
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gan.config import ConfigError, check_sample
@@ -148,38 +149,58 @@ def check_tracking(storage: str) -> Finding:
     return good("MLflow", f"{where.uri} took a run with a file in {spent:.1f} s")
 
 
-def check_token(environment: Mapping[str, str] = os.environ) -> Finding:
-    """Whether the cluster at RAY_ADDRESS asks for a token, and the one that we have is ours alone.
+@dataclass(frozen=True, slots=True)
+class Token:
+    """How we show ourselves to the cluster at RAY_ADDRESS; '' without one."""
 
-    Whether the cluster takes it is seen when it is joined.
-    """
+    value: str = field(repr=False)
+    finding: Finding
+
+
+def check_token(environment: Mapping[str, str] = os.environ) -> Token:
+    """Whether we have a token for the cluster at RAY_ADDRESS, which is ours alone."""
     address, mode = environment.get("RAY_ADDRESS", ""), environment.get("RAY_AUTH_MODE", "")
     if address in ("", "local"):
-        return good("token", "a Ray of this machine's own, which ends with the command")
-    needed = "RAY_AUTH_MODE=token: a head without it runs anybody's code"
+        return Token("", good("token", "a Ray of this machine's own, which ends with the command"))
     if mode.lower() != "token":
-        if all(map(_is_here, _addresses(address))):
-            return good("token", f"none; {address} is this machine alone")
-        remedy = "start the cluster with a token, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH"
-        said = f"RAY_AUTH_MODE is {mode or 'not set'!r} for {address}, which others can reach"
-        return wrong("token", said, needed=needed, remedy=remedy)
+        if is_alone(address):
+            return Token("", good("token", f"none; {address} is this machine alone"))
+        return Token(
+            "",
+            wrong(
+                "token",
+                f"RAY_AUTH_MODE is {mode or 'not set'!r} for {address}, which others can reach",
+                needed="RAY_AUTH_MODE=token: a head without it runs anybody's code",
+                remedy="start the cluster with a token, and set RAY_AUTH_MODE and "
+                "RAY_AUTH_TOKEN_PATH",
+            ),
+        )
     if environment.get("RAY_AUTH_TOKEN"):
-        return good("token", "from RAY_AUTH_TOKEN")
+        return Token(environment["RAY_AUTH_TOKEN"], good("token", "from RAY_AUTH_TOKEN"))
     named = environment.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named or "~/.ray/auth_token").expanduser()
+    return _token_in(Path(named or "~/.ray/auth_token").expanduser())
+
+
+def _token_in(path: Path) -> Token:
+    def refuse(found: str, *, needed: str = "the cluster's token", remedy: str) -> Token:
+        return Token("", wrong("token", found, needed=needed, remedy=remedy))
+
     try:
-        mode_bits, token = stat.S_IMODE(path.stat().st_mode), path.read_text().strip()
+        mode, token = stat.S_IMODE(path.stat().st_mode), path.read_text().strip()
     except OSError as error:
-        said = f"{path} cannot be read ({error.strerror})"
         remedy = "set RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
-        return wrong("token", said, needed="the cluster's token", remedy=remedy)
+        return refuse(f"{path} cannot be read ({error.strerror})", remedy=remedy)
     if not token:
-        remedy = "write the cluster's token into it"
-        return wrong("token", f"{path} is empty", needed="the cluster's token", remedy=remedy)
-    if mode_bits & 0o077:
-        said = f"{path} is of mode {mode_bits:04o}: others of this machine can read it"
-        return wrong("token", said, needed="a file of its owner alone", remedy=f"chmod 600 {path}")
-    return good("token", f"from {path}, its owner's alone")
+        return refuse(f"{path} is empty", remedy="write the cluster's token into it")
+    if mode & 0o077:
+        said = f"{path} is of mode {mode:04o}: others of this machine can read it"
+        return refuse(said, needed="a file of its owner alone", remedy=f"chmod 600 {path}")
+    return Token(token, good("token", f"from {path}, its owner's alone"))
+
+
+def is_alone(address: str) -> bool:
+    """Whether no other machine reaches what is at this address of Ray's."""
+    return all(map(_is_here, _addresses(address)))
 
 
 def _addresses(address: str) -> Iterator[str]:

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipeline.experiment import ClusterConfig, EvaluateConfig, Experiment
 from pipeline.experiment_file import experiment_toml
 from pipeline.preflight import verdicts
 from pipeline.preflight.findings import Finding
+from pipeline.preflight.head import admits, check_head
 from pipeline.preflight.here import (
     check_data_set,
     check_storage,
@@ -34,7 +37,7 @@ from pipeline.preflight.worker import job_of, look, software
 from pipeline.shards import write_shards
 from pipeline.storage import Folder, open_storage
 from tests.conftest import striped_images
-from tests.pipeline.servers import free_port
+from tests.pipeline.servers import free_port, process, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,20 +139,20 @@ def an_address_that_is_no_mlflow(place: Path, monkeypatch) -> list[Finding]:
 
 
 def a_cluster_without_a_token() -> list[Finding]:
-    return [check_token({"RAY_ADDRESS": "10.1.2.3:6379"})]
+    return [check_token({"RAY_ADDRESS": "10.1.2.3:6379"}).finding]
 
 
 def a_token_that_is_not_there(place: Path) -> list[Finding]:
     path = str(place / "token")
-    return [check_token(_with_token(path))]
+    return [check_token(_with_token(path)).finding]
 
 
 def an_empty_token(place: Path) -> list[Finding]:
-    return [check_token(_with_token(str(_token(place, "\n", mode=0o600))))]
+    return [check_token(_with_token(str(_token(place, "\n", mode=0o600)))).finding]
 
 
 def a_token_that_others_can_read(place: Path) -> list[Finding]:
-    return [check_token(_with_token(str(_token(place, "secret", mode=0o644))))]
+    return [check_token(_with_token(str(_token(place, "secret", mode=0o644)))).finding]
 
 
 def _token(place: Path, text: str, *, mode: int) -> Path:
@@ -199,15 +202,19 @@ def test_what_is_good_here_is_quiet_and_leaves_nothing(place, monkeypatch):
     found = [
         *data,
         check_storage(storage, new_mark()),
-        check_token({}),
-        check_token({"RAY_ADDRESS": "127.0.0.1:6379"}),
-        check_token(_with_token(str(_token(place, "secret", mode=0o600)))),
-        check_token({"RAY_ADDRESS": "h:1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}),
+        check_token({}).finding,
+        check_token({"RAY_ADDRESS": "127.0.0.1:6379"}).finding,
+        check_token(_with_token(str(_token(place, "secret", mode=0o600)))).finding,
+        check_token(
+            {"RAY_ADDRESS": "h:1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}
+        ).finding,
     ]
     assert [f.state for f in found] == ["good"] * len(found), found
     assert shards == open_shards(str(place / "data"))
     assert storage.names() == []
-    assert "secret" not in " ".join(map(str, found))
+    shown = check_token(_with_token(str(place / "token")))
+    assert shown.value == "secret"
+    assert "secret" not in " ".join(map(repr, [*found, shown]))
 
 
 # --- what workers tell ------------------------------------------------------------------------
@@ -454,3 +461,58 @@ def test_a_cluster_that_is_too_small_or_busy_or_without_gpus_is_found(tmp_path):
     assert re.match(r"wrong +cluster .* 2 workers needs as many GPUs, Ray has 0", gpus)
     assert re.match(r"wrong +cluster .* ask for 4 CPUs, Ray has 2; .*remedy: lower", wide)
     assert re.match(r"wrong +cluster +room for 1 of 2 .* remedy: wait for others", busy)
+
+
+@pytest.fixture
+def head_of(tmp_path) -> Iterator[Callable[[str], str]]:
+    """Starts a head on loopback, with RAY_AUTH_MODE as asked and the token "the-token"."""
+    folder = Path(tempfile.mkdtemp(prefix="head-"))  # short, for Ray's sockets
+    with ExitStack() as running:
+        running.callback(shutil.rmtree, folder, ignore_errors=True)
+
+        def start(mode: str) -> str:
+            # Ray takes 10002 to 19999 for its workers, and wants none of its ports among them.
+            port, client = (free_port() for _ in range(2))
+            command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+            command += ["--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "0"]
+            command += ["--include-dashboard", "false", "--ray-client-server-port", str(client)]
+            command += ["--min-worker-port", "0", "--max-worker-port", "0"]
+            command += ["--dashboard-agent-listen-port", "0"]
+            env = os.environ | {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+            env |= {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "the-token"}
+            log = tmp_path / "head.log"
+            head = running.enter_context(process(command, log, env=env))
+            wait_until(
+                lambda: "Ray runtime started" in log.read_text(),
+                "the head", processes=(head,), log=log,
+            )  # fmt: skip
+            return f"127.0.0.1:{port}"
+
+        yield start
+
+
+@pytest.mark.slow
+def test_a_head_that_refuses_the_token_is_found_at_once(head_of):
+    address = head_of("token")
+    assert admits(address, "the-token") is True
+    assert admits(address, "another") is False
+    assert admits(f"127.0.0.1:{free_port()}", "the-token") is None
+    found = check_head(address, "another", alone=True)
+    assert re.search(r"refuses this token; needed: .* RAY_AUTH_TOKEN_PATH", str(found))
+    found = check_head(address, "", alone=True)
+    assert re.search(r"refuses who has no token; .* RAY_AUTH_MODE=token", str(found))
+    found = check_head(address, "the-token", alone=False)
+    assert found is not None
+    assert found.state == "good"
+
+
+@pytest.mark.slow
+def test_a_head_that_lets_anybody_in_is_found(head_of):
+    address = head_of("disabled")
+    found = check_head(address, "the-token", alone=False)
+    assert re.search(
+        r"wrong +token .* also lets in who has no token; .* anybody's code", str(found)
+    )
+    found = check_head(address, "the-token", alone=True)
+    assert found is not None
+    assert found.state == "good"
