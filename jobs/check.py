@@ -41,7 +41,9 @@ def command(experiment, overrides, price_per_hour, wait_sec) -> None:
     _print(good("file", f"{experiment}: {len(single.flat())} settings, none refused"))
     from pipeline.preflight.check import check
 
-    checked = check(single, _print, wait_sec=wait_sec, price_per_hour=price_per_hour)
+    checked = check(
+        single, _print, said=click.echo, wait_sec=wait_sec, price_per_hour=price_per_hour
+    )
     if checked.estimate is not None:
         speed = f"{checked.estimate.img_per_sec:,.0f} img/s"
         click.echo(f"\n{single.turns.total_kimg:g} kimg at {speed}: {checked.estimate}")

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gan.config import ConfigError
-from pipeline.cluster import check_address, connected, gives_gpus, trainer
+from pipeline.cluster import (
+    check_address,
+    connected,
+    gives_gpus,
+    planned_resources,
+    trainer,
+)
 from pipeline.dataset import ShardSet
 from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.failures import first_failure
@@ -58,11 +64,12 @@ def check(
     experiment: Experiment,
     told: Callable[[Finding], None],
     *,
+    said: Callable[[str], None],
     wait_sec: float,
     price_per_hour: float | None = None,
 ) -> Checked:
     """Looks at everything that the experiment needs, here and on its workers, and tells each
-    finding as it comes.
+    finding as it comes. `said` gets what is waited for.
 
     Nothing is left behind but a deleted run in MLflow. Where an autoscaler has to make nodes, they
     are waited for, `wait_sec` at most. `price_per_hour` is of one worker.
@@ -85,9 +92,10 @@ def check(
             because = next((f.what for f in findings if f.state != "good"), "")
             if usable:
                 assert shards is not None
-                estimate = _on_workers(
-                    experiment, shards, storage, mark, tell, wait_sec, price_per_hour
-                )
+                place = _Place(experiment, shards, storage, mark)
+                facts = _on_workers(place, tell, said, wait_sec=wait_sec)
+                if facts:
+                    estimate = _judged(place, facts, tell, price_per_hour)
             else:
                 tell(skipped("workers", f"{because} comes first"))
             tell(tracking.result())
@@ -114,25 +122,34 @@ def _best_effort() -> Iterator[None]:
         log.warning("the check's files may be left in the storage: %s", error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is played on what, and where the marks are."""
+
+    experiment: Experiment
+    shards: ShardSet
+    storage: Storage
+    mark: str
+
+
 def _on_workers(
-    experiment: Experiment,
-    shards: ShardSet,
-    storage: Storage,
-    mark: str,
+    place: _Place,
     tell: Callable[[Finding], None],
+    said: Callable[[str], None],
+    *,
     wait_sec: float,
-    price_per_hour: float | None,
-) -> Estimate | None:
-    cluster, needed = experiment.cluster, "a Ray cluster that takes this driver"
+) -> list[dict[str, Any]] | None:
+    """The facts of every worker; None, with a finding, where there are none."""
+    cluster, needed = place.experiment.cluster, "a Ray cluster that takes this driver"
     try:
         check_address()
         with connected(cluster):
-            gpus, found = resources(cluster, wait_sec=wait_sec)
+            gpus, found = resources(cluster, wait_sec=wait_sec, said=said)
             tell(found)
             if found.state != "good":
                 return None
             workers = room(cluster, gpus=gpus, without=draining_nodes())
-            facts = _looked(experiment, shards, storage, mark, workers=workers, gpus=gpus)
+            facts = _looked(place, workers=workers, gpus=gpus)
     except ConfigError as error:
         for each in refused(
             "cluster", error, needed=needed, remedy="set RAY_ADDRESS, or unset it"
@@ -142,11 +159,15 @@ def _on_workers(
     if isinstance(facts, Finding):
         tell(facts)
         return None
-    return _judged(experiment, shards, storage, mark, facts, tell, price_per_hour)
+    return facts
 
 
-def resources(cluster: ClusterConfig, *, wait_sec: float) -> tuple[bool, Finding]:
-    """Whether workers get GPUs, and whether there is room for them, or comes within the time."""
+def resources(
+    cluster: ClusterConfig, *, wait_sec: float, said: Callable[[str], None] = log.info
+) -> tuple[bool, Finding]:
+    """Whether workers get GPUs, and whether there is room for them, or comes within the time where
+    an autoscaler makes it. Ray must be connected.
+    """
     least = cluster.min_workers
     needed = f"{least} worker(s) of {cluster.cpus_per_worker} CPU(s) on nodes that stay"
     try:
@@ -155,7 +176,8 @@ def resources(cluster: ClusterConfig, *, wait_sec: float) -> tuple[bool, Finding
         return False, refused("cluster", error, needed=needed, remedy=SMALLER)[0]
     began = time.monotonic()
     free = room(cluster, gpus=gpus, without=draining_nodes())
-    if free < least:
+    if free < least and planned_resources():
+        said(f"waiting for the autoscaler: there is room for {free} of {least} worker(s)")
         ask_for_workers(cluster, least, gpus=gpus)
         while free < least and time.monotonic() - began < wait_sec:
             time.sleep(LOOK_SEC)
@@ -163,28 +185,21 @@ def resources(cluster: ClusterConfig, *, wait_sec: float) -> tuple[bool, Finding
         ask_for_workers(cluster, 0, gpus=gpus)
     what, nodes = "a GPU each" if gpus else "CPUs", len(staying_nodes())
     waited = time.monotonic() - began
-    said = f"room for {free} of {least} to {cluster.max_workers} worker(s) with {what}"
-    said += f" on {nodes} node(s)" + (f", after {waited:.0f} s" if waited > LOOK_SEC else "")
+    found = f"room for {free} of {least} to {cluster.max_workers} worker(s) with {what}"
+    found += f" on {nodes} node(s)" + (f", after {waited:.0f} s" if waited > LOOK_SEC else "")
     if free < least:
         remedy = f"wait for others to end, or {SMALLER}"
-        return gpus, wrong("cluster", said, needed=needed, remedy=remedy)
-    return gpus, good("cluster", said)
+        return gpus, wrong("cluster", found, needed=needed, remedy=remedy)
+    return gpus, good("cluster", found)
 
 
-def _looked(
-    experiment: Experiment,
-    shards: ShardSet,
-    storage: Storage,
-    mark: str,
-    *,
-    workers: int,
-    gpus: bool,
-) -> list[dict[str, Any]] | Finding:
+def _looked(place: _Place, *, workers: int, gpus: bool) -> list[dict[str, Any]] | Finding:
     """The facts of every worker; where they failed as a whole, why."""
     folder = tempfile.mkdtemp(prefix="forger-ray-")
-    job = job_of(experiment, shards.uri, storage.uri, mark)
+    cluster = place.experiment.cluster
+    job = job_of(place.experiment, place.shards.uri, place.storage.uri, place.mark)
     fitting = trainer(
-        look, job, cluster=experiment.cluster, name=mark, folder=folder, workers=workers, gpus=gpus
+        look, job, cluster=cluster, name=place.mark, folder=folder, workers=workers, gpus=gpus
     )
     try:
         facts = fitting.fit().return_value
@@ -205,16 +220,14 @@ def _looked(
 
 
 def _judged(
-    experiment: Experiment,
-    shards: ShardSet,
-    storage: Storage,
-    mark: str,
+    place: _Place,
     facts: list[dict[str, Any]],
     tell: Callable[[Finding], None],
     price_per_hour: float | None,
 ) -> Estimate | None:
+    experiment, shards, storage = place.experiment, place.shards, place.storage
     tell(verdicts.same_software(software(), facts))
-    seen = {name: storage.read(name) for name in storage.names(mark)}
+    seen = {name: storage.read(name) for name in storage.names(place.mark)}
     tell(verdicts.shared_storage(facts, seen, storage.uri))
     tell(verdicts.read_data(shards, facts))
     if shards.encoding != "raw" or not isinstance(open_storage(shards.uri), Folder):
