@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gan.config import ConditioningConfig, DiscriminatorConfig, GeneratorConfig, TurnsConfig
@@ -470,6 +471,14 @@ def head_of(tmp_path) -> Iterator[Callable[[str], str]]:
     with ExitStack() as running:
         running.callback(shutil.rmtree, folder, ignore_errors=True)
 
+        def ended(head: subprocess.Popen) -> None:
+            """Its processes are in groups of their own: it ends them itself when it is asked."""
+            theirs = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            _, left = psutil.wait_procs(theirs, timeout=20)
+            for each in left:
+                each.kill()
+
         def start(mode: str) -> str:
             # Ray takes 10002 to 19999 for its workers, and wants none of its ports among them.
             port, client = (free_port() for _ in range(2))
@@ -486,6 +495,7 @@ def head_of(tmp_path) -> Iterator[Callable[[str], str]]:
                 lambda: "Ray runtime started" in log.read_text(),
                 "the head", processes=(head,), log=log,
             )  # fmt: skip
+            running.callback(ended, head)
             return f"127.0.0.1:{port}"
 
         yield start
