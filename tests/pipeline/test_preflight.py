@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from gan.config import ConditioningConfig, DiscriminatorConfig, GeneratorConfig, TurnsConfig
+from gan.world import World
 from pipeline.data_config import DataConfig
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import ClusterConfig, EvaluateConfig, Experiment
@@ -39,6 +40,7 @@ from pipeline.shards import write_shards
 from pipeline.storage import Folder, open_storage
 from tests.conftest import striped_images
 from tests.pipeline.servers import free_port, process, wait_until
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -341,6 +343,29 @@ def test_a_worker_tells_what_it_cannot_read_and_plays_nothing(stripes, tmp_path)
     (facts,) = look(job_of(experiment, str(tmp_path / "nothing"), str(tmp_path), new_mark()))
     assert "scalars" not in facts
     assert verdicts.read_data(stripes, [facts]).state == "wrong"
+
+
+def look_as(*jobs: dict[str, Any]) -> list[dict[str, Any]]:
+    return look(jobs[World.current().rank])
+
+
+@pytest.mark.slow
+def test_two_ranks_tell_of_each_other_and_none_waits_for_one_that_cannot_read(stripes, tmp_path):
+    job = job_of(small(stripes.uri, tmp_path), stripes.uri, str(tmp_path), new_mark())
+    both, again = run_ranks(look_as, 2, job, job)
+    assert both == again
+    assert [facts["rank"] for facts in both] == [0, 1]
+    seen = {name: open_storage(tmp_path).read(name) for name in open_storage(tmp_path).names()}
+    found = verdicts.shared_storage(both, seen, str(tmp_path))
+    assert found.state == "good", found
+    assert both[0]["scalars"] == both[1]["scalars"]
+    assert all(facts["bytes_per_sec"] > 0 for facts in both)
+
+    nothing = job_of(small(stripes.uri, tmp_path), "/nothing", str(tmp_path), new_mark())
+    told, _ = run_ranks(look_as, 2, job | {"mark": new_mark()}, nothing)
+    assert not any("scalars" in facts for facts in told)
+    found = verdicts.read_data(stripes, told)
+    assert re.search(r"wrong .* worker 1 on .* no prepared data at /nothing", str(found))
 
 
 def test_the_estimate_is_images_over_their_rates(played):
