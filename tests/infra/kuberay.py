@@ -1,7 +1,7 @@
 """What KubeRay's RayCluster and RayJob may hold: JSON schemas of `ray.io/v1` as of KubeRay 1.7.
 
-Written from the field reference in Ray's documentation ("KubeRay CRD API reference", v1.7):
-names, types, allowed values, and rules that the operator checks. Stricter in one thing: a name
+The fields that infra/ uses and their neighbours, written by hand after KubeRay's published types
+and the reference in Ray's documentation; it was not compared with the CRD of a release as a whole. Stricter in one thing: a name
 that it does not know is a mistake here, where Kubernetes would drop it in silence. What is inside
 a pod's template is Kubernetes' own and is checked against its schema (`templates`).
 """
