@@ -12,6 +12,7 @@ from gan.config import ConfigError
 
 VERBS = {  # the first line of help is kept here, so that `forger --help` imports none of them
     "prepare": "Make checksummed shards of images.",
+    "check": "Look at all that an experiment needs, before it costs anything.",
     "train": "Train an experiment and register its best generator as a candidate.",
     "runs": "Show every run: its state, how far it is, what to type next.",
     "resume": "Go on with a run by its own record, or deliver what MLflow did not take.",

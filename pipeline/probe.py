@@ -1,8 +1,10 @@
-"""How fast an experiment would play on this machine: a few seconds of the real game."""
+"""How fast an experiment plays: a few seconds of the real game, here or in a group of workers."""
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +37,19 @@ class Speed:
         return experiment.turns.total_nimg / self.img_per_sec + evaluations * self.evaluation_sec
 
 
-def speed_of(experiment: Experiment, shards: ShardSet) -> Speed:
-    """Plays and judges for a few seconds; nothing is kept."""
-    torch.set_num_threads(experiment.cluster.cpus_per_worker)
-    wanted = experiment.cluster.device
-    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A game that was played for a moment, how fast, and what it reported."""
+
+    game: Game
+    img_per_sec: float  # of all workers together
+    scalars: dict[str, float]
+
+
+def pace_of(experiment: Experiment, shards: ShardSet, *, device: str) -> Pace:
+    """Plays rounds at the full batch for about PROBE_SEC; nothing is kept. Every rank of the
+    default process group must call this.
+    """
     game = Game(experiment.game, shards.sample, seed=experiment.seed, device=device)
     stream = batches(
         ShardReader(shards, cache_gb=experiment.data.cache_gb),
@@ -50,15 +60,30 @@ def speed_of(experiment: Experiment, shards: ShardSet) -> Speed:
         data=experiment.data,
         device=device,
     )
-    for _ in range(WARM_UP_ROUNDS):
+    with closing(stream):
+        for _ in range(WARM_UP_ROUNDS):
+            play_round(game, stream)
+        game.means.take(game.world)  # waits for the device
+        started = time.perf_counter()
         play_round(game, stream)
-    game.means.take(game.world)  # waits for the device
-    started, first = time.perf_counter(), game.nimg
-    while time.perf_counter() - started < PROBE_SEC:
-        play_round(game, stream)
-    game.means.take(game.world)
-    img_per_sec = (game.nimg - first) / (time.perf_counter() - started)
-    return Speed(device, img_per_sec, _evaluation_sec(experiment, shards, game))
+        game.means.take(game.world)
+        spent = torch.tensor(time.perf_counter() - started, dtype=torch.float64, device=device)
+        # Ranks must play equally often, so they agree on how long a round takes.
+        agreed = game.world.sum(spent).item() / game.world.size
+        started, first = time.perf_counter(), game.nimg
+        for _ in range(math.ceil(PROBE_SEC / agreed)):
+            play_round(game, stream)
+        scalars = game.means.take(game.world)
+    return Pace(game, (game.nimg - first) / (time.perf_counter() - started), scalars)
+
+
+def speed_of(experiment: Experiment, shards: ShardSet) -> Speed:
+    """Plays and judges for a few seconds in this process; nothing is kept."""
+    torch.set_num_threads(experiment.cluster.cpus_per_worker)
+    wanted = experiment.cluster.device
+    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    pace = pace_of(experiment, shards, device=device)
+    return Speed(device, pace.img_per_sec, _evaluation_sec(experiment, shards, pace.game))
 
 
 def _evaluation_sec(experiment: Experiment, shards: ShardSet, game: Game) -> float:

@@ -85,6 +85,22 @@ def experiment_called(
     return found.experiment_id
 
 
+def try_out(where: Backend, experiment: str) -> None:
+    """Writes a run with a metric and a file into MLflow's experiment of this name, and deletes it.
+
+    Raises what MLflow does where one of them is refused.
+    """
+    client = where.client()
+    experiment_id = experiment_called(client, experiment, artifacts=where.artifacts)
+    run_id = client.create_run(experiment_id, tags={"forger.kind": "check"}).info.run_id
+    try:
+        client.log_metric(run_id, "check", 1.0)
+        client.log_text(run_id, "written by forger check", "check.txt")
+        client.set_terminated(run_id, status="FINISHED")
+    finally:
+        client.delete_run(run_id)
+
+
 def run_url(where: Backend, experiment_id: str, run_id: str) -> str:
     """What to open in a browser, or the command that serves it."""
     if where.uri.startswith("http"):

@@ -16,6 +16,7 @@ DOORS = {  # vendor: the only modules that may import it
     "ray": {
         "pipeline.cluster",
         "pipeline.nodes",
+        "pipeline.preflight.head",
         "pipeline.worker",
         "pipeline.trial",
         "pipeline.tuning",
@@ -35,6 +36,7 @@ DOORS = {  # vendor: the only modules that may import it
     "pyarrow": {"pipeline.arrow_files", "pipeline.sources.tables"},
     "boto3": {"pipeline.bucket", "pipeline.patience"},
     "botocore": {"pipeline.bucket", "pipeline.patience"},
+    "grpc": {"pipeline.preflight.head"},
     "onnx": {"pipeline.export"},
     "onnxruntime": {"pipeline.export"},
     "onnxscript": {"pipeline.export"},
@@ -138,6 +140,7 @@ def test_torch_load_is_called_in_one_file_and_only_for_plain_tensors():
         ["-m", "jobs", "train", "--help"],
         ["-m", "jobs", "search", "--help"],
         ["-m", "jobs", "report", "--help"],
+        ["-m", "jobs", "check", "--help"],
     ],
     ids=" ".join,
 )

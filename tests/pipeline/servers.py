@@ -19,9 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from glob import glob
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,13 +28,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 PATIENCE_SEC = 180
 BUCKET = "tests"  # that every test may use
-CEPH_PROGRAMS = (
-    "ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin",
-)  # fmt: skip
 
 
 class Missing(Exception):
@@ -164,158 +161,70 @@ def postgres(*databases: str) -> Iterator[dict[str, str]]:
 
 # --- S3 ---------------------------------------------------------------------------------------
 
-CEPH_CONF = """
-[global]
-fsid = {fsid}
-mon host = v2:127.0.0.1:{mon_port}
-auth cluster required = cephx
-auth service required = cephx
-auth client required = cephx
-ms bind msgr1 = false
-public network = 127.0.0.0/8
-public addr = 127.0.0.1
-cluster addr = 127.0.0.1
-osd pool default size = 1
-osd pool default min size = 1
-osd pool default pg num = 1
-osd pool default pgp num = 1
-osd pool default pg autoscale mode = off
-osd crush chooseleaf type = 0
-mon allow pool size one = true
-mon max pg per osd = 1000
-keyring = {folder}/keyring
-mon data = {folder}/mon
-mon tick interval = 1
-paxos propose interval = 0.05
-paxos min wait = 0.02
-run dir = {folder}/run
-admin socket = {folder}/run/$name.$pid.asok
-pid file = {folder}/run/$name.pid
-log file = {folder}/run/$name.log
-crash dir = {folder}
-[osd]
-osd data = {folder}/osd
-osd objectstore = memstore
-memstore device bytes = 1073741824
-osd memory target = 939524096
-osd op num shards = 2
-osd op num threads per shard = 1
-[client.rgw]
-rgw data = {folder}
-rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
-rgw thread pool size = 16
-"""
+CEPH_UP = Path(__file__).parents[2] / "infra" / "s3" / "ceph-up.sh"
+MISSING = 3  # its exit code where programs are missing
 
 
 class S3(dict[str, str]):
     """The environment that clients of a running gateway need, and the gateway in your hand."""
 
-    start: Callable[[], subprocess.Popen]  # starts a gateway and waits for it
-    gateway: subprocess.Popen
+    def __init__(self, folder: Path, told: str):
+        super().__init__(line.removeprefix("export ").split("=", 1) for line in told.splitlines())
+        self.folder = folder
+
+    @property
+    def gateway(self) -> psutil.Process:
+        """The gateway's process, the leader of a group of its own."""
+        return psutil.Process(int((self.folder / "gateway.pid").read_text()))
 
     def kill(self) -> None:
         """SIGKILL to the gateway: what it was doing is lost, what it answered is stored."""
-        os.killpg(self.gateway.pid, signal.SIGKILL)
-        self.gateway.wait()
+        gateway = self.gateway
+        os.killpg(gateway.pid, signal.SIGKILL)
+        wait_until(lambda: not _lives(gateway), "the end of the gateway")
 
     def restart(self) -> None:
         """A new gateway in the place of the one that was killed."""
-        self.gateway = self.start()
+        _ceph_up(self.folder, "gateway")
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """The gateway holds its connections and answers nothing within the block."""
-        os.killpg(self.gateway.pid, signal.SIGSTOP)
+        pid = self.gateway.pid
+        os.killpg(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            os.killpg(self.gateway.pid, signal.SIGCONT)
+            os.killpg(pid, signal.SIGCONT)
 
 
 @contextmanager
 def s3() -> Iterator[S3]:
     """Ceph's object gateway over an in-memory store; see S3 for what it gives."""
-    missing = [name for name in CEPH_PROGRAMS if shutil.which(name) is None]
-    if missing:
-        raise Missing(
-            f"{', '.join(missing)} not installed "
-            f"(Debian: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd)"
-        )
-    with open_folder("forger-s3-") as folder, ExitStack() as running:
-        for name in ("mon", "osd", "run"):
-            (folder / name).mkdir()
-        fsid, mon_port, port = str(uuid.uuid4()), free_port(), free_port()
-        settings = {"fsid": fsid, "mon_port": mon_port, "port": port, "folder": folder}
-        (folder / "ceph.conf").write_text(CEPH_CONF.format(**settings))
-        env = os.environ | {"CEPH_CONF": str(folder / "ceph.conf")}
-        env.pop("PYTHONPATH", None)  # the ceph command is Debian's Python
-        log = folder / "log"
+    with open_folder("forger-s3-") as folder:
+        told = _ceph_up(folder)
+        try:
+            yield S3(folder, told)
+        finally:
+            _ceph_up(folder, "down")
 
-        def run(*command: str) -> bool:
-            done = subprocess.run(command, env=env, capture_output=True, timeout=PATIENCE_SEC)
-            if done.returncode:
-                log.open("ab").write(done.stdout + done.stderr)
-            return done.returncode == 0
 
-        def must(*command: str) -> None:
-            if not run(*command):
-                raise RuntimeError(f"{command[0]} failed: {log.read_text()[-2000:]}")
+def _ceph_up(folder: Path, *words: str) -> str:
+    command = ["bash", str(CEPH_UP), str(folder), *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode == MISSING:
+        raise Missing(done.stderr.strip())
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+    return done.stdout
 
-        def daemon(*command: str) -> subprocess.Popen:
-            return running.enter_context(process([*command, "-f"], log, env=env))
 
-        def key(name: str, *caps: str) -> None:
-            words = ["ceph-authtool", str(folder / "keyring"), "--gen-key", "-n", name]
-            if not (folder / "keyring").exists():
-                words.append("--create-keyring")
-            for who, cap in zip(caps[::2], caps[1::2], strict=True):
-                words += ["--cap", who, cap]
-            must(*words)
-
-        key("mon.", "mon", "allow *")
-        key("client.admin", "mon", "allow *", "osd", "allow *", "mgr", "allow *")
-        key("client.rgw", "mon", "allow rwx", "osd", "allow rwx")
-        key("osd.0", "mon", "allow profile osd", "osd", "allow *")
-        monmap, keyring = str(folder / "monmap"), str(folder / "keyring")
-        address = f"[v2:127.0.0.1:{mon_port}]"
-        must("monmaptool", "--create", "--clobber", "--addv", "a", address, "--fsid", fsid, monmap)
-        must("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
-        mon = daemon("ceph-mon", "-i", "a")
-        ask = ("ceph", "--connect-timeout", "2")
-        wait_until(lambda: run(*ask, "mon", "stat"), "ceph-mon", processes=(mon,), log=log)
-        osd_id = str(uuid.uuid4())
-        must(*ask, "osd", "new", osd_id, "0")
-        must("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_id)
-        osd = daemon("ceph-osd", "-i", "0")
-
-        def is_up() -> bool:
-            done = subprocess.run([*ask, "osd", "stat"], env=env, capture_output=True)
-            return b"1 up" in done.stdout
-
-        wait_until(is_up, "ceph-osd", processes=(osd,), log=log)
-
-        def gateway() -> subprocess.Popen:
-            started = daemon("radosgw", "-n", "client.rgw")
-            wait_until(lambda: listens(port), "radosgw", processes=(started,), log=log)
-            return started
-
-        first = gateway()
-        access, secret = "forger-test", secrets.token_hex(20)
-        must(
-            "radosgw-admin", "user", "create", "--uid=forger", "--display-name=forger",
-            f"--access-key={access}", f"--secret={secret}",
-        )  # fmt: skip
-        env_of_clients = S3({
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": access,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        })  # fmt: skip
-        env_of_clients.start, env_of_clients.gateway = gateway, first
-        yield env_of_clients
+def _lives(process: psutil.Process) -> bool:
+    """Whether it runs; what nobody has waited for is dead all the same."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def make_bucket(env: dict[str, str], name: str) -> None:

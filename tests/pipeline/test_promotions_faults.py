@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import runpy
 import signal
 import time
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ from tests.pipeline.servers import (
 
 pytestmark = pytest.mark.slow
 
+TEAM = Path(__file__).parents[2] / "infra" / "mlflow_team.py"
 CANDIDATES = "digits-candidates"
 NUM_CANDIDATES = 60
 RACES = int(os.environ.get("FORGER_RACES", "20"))
@@ -101,12 +103,13 @@ def team(tmp_path_factory, ceph) -> Iterator[Team]:
         )
         admin = Person(uri, *ADMIN)
         trainer, promoter = (Person(uri, n, f"{n}-of-the-tests") for n in ("trainer", "promoter"))
+        for person in (admin, trainer, promoter):
+            (folder / f"mlflow_{person.name}").write_text(person.password)
+        make_team = runpy.run_path(str(TEAM))["main"]
+        for _ in range(2):  # the script may be given again
+            make_team(uri, str(folder), CANDIDATES.removesuffix("-candidates"))
         admin.sit_down()
         auth = AuthServiceClient(uri)
-        for person in (trainer, promoter):
-            auth.create_user(person.name, person.password)
-        client_of(admin).create_registered_model(CANDIDATES)
-        auth.grant_user_permission("trainer", "registered_model", CANDIDATES, "EDIT")
         team = Team(admin, trainer, promoter, auth)
         register_candidates(team.trainer, folder / "bundle")
         yield team
