@@ -21,6 +21,8 @@ VERBS = {  # the first line of help is kept here, so that `forger --help` import
     "jobs": "Show what was submitted to the cluster.",
     "logs": "Show what a job wrote.",
     "stop": "Stop a job at a checkpoint.",
+    "up": "Start Ray, MLflow and an S3 store on this machine, for `submit` and the rest.",
+    "down": "Stop what `up` started.",
     "report": "Show a search as one page.",
     "evaluate": "Judge a generator against a data set, with error bars and pictures.",
     "promote": "Judge a candidate against the champion, and promote it if it passes.",

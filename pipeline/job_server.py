@@ -11,7 +11,7 @@ import socket
 import stat
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ SEND_SEC = 120.0  # for a package, or a job that the head's disk is slow to take
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 STOP_WAIT_SEC = 900  # what a stopped job may take for its checkpoint; Ray would kill it after 3 s
 NONCE = "forger.submission"  # tells whose submission took an id
+JOB = "FORGER_JOB"  # its own id, in a job's environment
 CHATTY = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
@@ -140,7 +141,7 @@ class JobServer:
         Returns whether the id was still free: two who submit the same at once cannot both have it.
         Raises Unreachable where it is not known whether the cluster took it.
         """
-        env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SEC)} | dict(variables)
+        env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SEC), JOB: job_id} | dict(variables)
         try:
             self._client.submit_job(
                 entrypoint=command,
@@ -169,7 +170,7 @@ class JobServer:
         """All that the job wrote so far; '' before it began to."""
         return self._ask(lambda: self._client.get_job_logs(job_id), absent=True) or ""
 
-    async def tail(self, job_id: str) -> AsyncIterator[str]:
+    async def tail(self, job_id: str) -> AsyncGenerator[str, None]:
         """The job's log from its beginning, as it grows, until the job or the connection ends."""
         import aiohttp
 
@@ -270,7 +271,8 @@ def _client(address: str) -> JobSubmissionClient:
 
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             patience = ASK_SEC if method == "GET" else SEND_SEC
-            return super()._do_request(method, endpoint, **({"timeout": patience} | options))
+            options.setdefault("timeout", patience)
+            return super()._do_request(method, endpoint, **options)
 
     os.environ[ADDRESS] = address  # RAY_ADDRESS would win over the argument
     verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
