@@ -28,13 +28,13 @@ class Service:
 
     name: str
     pid: int
-    began: int  # by /proc: tells it from a later process of the same number
+    began: int  # by /proc: tells it from a later process of its number; 0 if it was over by then
     log: str
 
     @property
     def alive(self) -> bool:
         """Whether it runs still."""
-        return started(self.pid) == self.began
+        return self.began > 0 and started(self.pid) == self.began
 
 
 def start(
