@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -74,7 +75,9 @@ def test_the_stack_comes_up_with_secrets_of_its_own_and_goes_without_a_trace(tmp
     try:
         line, said = typed(tmp_path, "up", "--workers", "1")
         env = evaluated(line)
-        typed_env = {k: v for k, v in env.items() if k.startswith(("RAY_", "AWS_", "MLFLOW_"))}
+        typed_env: Any = {
+            k: v for k, v in env.items() if k.startswith(("RAY_", "AWS_", "MLFLOW_"))
+        }
         assert env["AWS_SECRET_ACCESS_KEY"] not in line + said
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         for secret in ("env", "token", "s3/credentials"):
