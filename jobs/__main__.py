@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 
 import click
@@ -17,6 +18,12 @@ VERBS = {  # the first line of help is kept here, so that `forger --help` import
     "runs": "Show every run: its state, how far it is, what to type next.",
     "resume": "Go on with a run by its own record, or deliver what MLflow did not take.",
     "search": "Try a space of experiments and register the best generator as a candidate.",
+    "submit": "Run a verb as a job on a cluster.",
+    "jobs": "Show what was submitted to the cluster.",
+    "logs": "Show what a job wrote.",
+    "stop": "Stop a job at a checkpoint.",
+    "up": "Start Ray, MLflow and an S3 store on this machine, for `submit` and the rest.",
+    "down": "Stop what `up` started.",
     "report": "Show a search as one page.",
     "evaluate": "Judge a generator against a data set, with error bars and pictures.",
     "promote": "Judge a candidate against the champion, and promote it if it passes.",
@@ -53,7 +60,7 @@ def forger() -> None:
 
 def main() -> None:
     """Runs the command. The user's mistakes end with exit code 2, storage that failed and a run
-    that was taken over with 1, without a traceback.
+    that was taken over with 1, a cluster that does not answer with 75, without a traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -70,19 +77,23 @@ def main() -> None:
         said = _said_for_people(error)
         if said is None:
             raise
-        click.echo(f"error: {said}", err=True)
-        sys.exit(1)
+        words, code = said
+        click.echo(f"error: {words}", err=True)
+        sys.exit(code)
 
 
-def _said_for_people(error: Exception) -> str | None:
-    """The words for an error that is nobody's mistake and no fault of the program's."""
+def _said_for_people(error: Exception) -> tuple[str, int] | None:
+    """Words and exit code for an error that is nobody's mistake and no fault of the program's."""
+    from pipeline.job_server import Unreachable
     from pipeline.lease import FencedError
     from pipeline.storage import StorageError
 
     if isinstance(error, StorageError):
-        return str(error)
+        return str(error), 1
     if isinstance(error, FencedError):
-        return f"another command took over this run: {error}"
+        return f"another command took over this run: {error}", 1
+    if isinstance(error, Unreachable):
+        return str(error), os.EX_TEMPFAIL
     return None
 
 

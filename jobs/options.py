@@ -15,6 +15,10 @@ storage_option = click.option(
     help="Where the runs and the local registry are.",
 )
 
+stack_option = click.option(
+    "--folder", default=".forger", show_default=True, help="Where all of the stack is."
+)
+
 
 def images_option(
     text: str, *, fewest: int = 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -180,6 +181,8 @@ def _clock(seconds: float) -> str:
 def print_end(trained: Trained, command_line: str) -> None:
     """Says what a run came to, and what to type next."""
     if not trained.finished:
+        if job := os.environ.get("FORGER_JOB"):
+            command_line = f"forger resume {job}"
         click.echo(f"stopped at {trained.nimg / 1000:.1f} kimg; to go on: {command_line}")
         return
     registered, run = trained.registered, trained.run

@@ -36,6 +36,13 @@ MAX_UPLOADS = 5  # of one object, where others keep aborting them
 log = logging.getLogger(__name__)
 
 
+def make_bucket(name: str) -> None:
+    """Makes a bucket; one that is this owner's already stays as it is."""
+    Patience(name, patience.RETRY_SEC).ask(
+        f"making the bucket {name}", lambda store: store.create_bucket(Bucket=name)
+    )
+
+
 class Bucket(Storage):
     """The keys below a prefix of a bucket.
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from gan.config import ConfigError
+from pipeline.processes import started
 from pipeline.storage import Storage, StorageError
 
 FOLDER = "lease"
@@ -59,7 +60,7 @@ class Owner:
             host=socket.gethostname(),
             pid=os.getpid(),
             place=_place(),
-            started=_started(os.getpid()),
+            started=started(os.getpid()),
             since_ms=int(time.time() * 1000),
             id=uuid.uuid4().hex,
         )
@@ -67,7 +68,7 @@ class Owner:
     @property
     def dead(self) -> bool:
         """Whether it is known to be over: it was a process of this machine."""
-        return bool(self.place) and self.place == _place() and _started(self.pid) != self.started
+        return bool(self.place) and self.place == _place() and started(self.pid) != self.started
 
     def __str__(self) -> str:
         age = max(0, time.time() - self.since_ms / 1000)
@@ -207,14 +208,3 @@ def _place() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
-
-
-def _started(pid: int) -> int:
-    """When the process began, in ticks since the machine did; 0 where there is none, or only what
-    its parent has not buried yet.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])

@@ -15,6 +15,7 @@ RINGS = {"gan": 0, "pipeline": 1, "jobs": 2}
 DOORS = {  # vendor: the only modules that may import it
     "ray": {
         "pipeline.cluster",
+        "pipeline.job_server",
         "pipeline.nodes",
         "pipeline.preflight.head",
         "pipeline.worker",
@@ -141,6 +142,7 @@ def test_torch_load_is_called_in_one_file_and_only_for_plain_tensors():
         ["-m", "jobs", "search", "--help"],
         ["-m", "jobs", "report", "--help"],
         ["-m", "jobs", "check", "--help"],
+        ["-m", "jobs", "submit", "--help"],
     ],
     ids=" ".join,
 )

@@ -1,9 +1,10 @@
 """What KubeRay's RayCluster and RayJob may hold: JSON schemas of `ray.io/v1` as of KubeRay 1.7.
 
 The fields that infra/ uses and their neighbours, written by hand after KubeRay's published types
-and the reference in Ray's documentation; it was not compared with the CRD of a release as a whole. Stricter in one thing: a name
-that it does not know is a mistake here, where Kubernetes would drop it in silence. What is inside
-a pod's template is Kubernetes' own and is checked against its schema (`templates`).
+and the reference in Ray's documentation; it was not compared with the CRD of a release as a whole.
+Stricter in one thing: a name that it does not know is a mistake here, where Kubernetes would drop
+it in silence. What is inside a pod's template is Kubernetes' own and is checked against its schema
+(`templates`).
 """
 
 from __future__ import annotations

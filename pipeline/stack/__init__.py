@@ -1,0 +1,1 @@
+"""Ray, MLflow and an S3 store on this machine, without Docker, under one folder."""

@@ -1,0 +1,366 @@
+"""Verbs as jobs on a real Ray head with a token, a real MLflow on Postgres, and a real S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.processes import end, family
+from tests.pipeline.desk import DEADLINE_SEC, ROOT, clean_environment
+from tests.pipeline.servers import (
+    BUCKET,
+    S3,
+    Missing,
+    free_port,
+    mlflow_server,
+    open_folder,
+    or_skip,
+    postgres,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+CANARY = "canary-" + secrets.token_hex(16)
+QUIET_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "false",
+    "RAY_event_stats": "false",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
+SMALL = (
+    "cluster.workers=2",
+    "turns.total_kimg=12",
+    "evaluate.images=200",
+    "evaluate.every_kimg=12",
+)
+
+
+@dataclass
+class Cluster:
+    """A head, and a folder on the machine that submits to it."""
+
+    folder: Path
+    session: Path
+    dashboard: str
+    env: dict[str, str]
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", *words],
+            cwd=self.folder,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def watch(self, *words: str, **env: str) -> Iterator[str]:
+        """What a command prints, line by line; then its exit code and errors, as one line."""
+        with self.start(*words, **env) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            errors: list[str] = []
+            listening = threading.Thread(target=lambda: errors.extend(process.stderr or ()))
+            listening.start()
+            yield from process.stdout
+            listening.join()
+        yield f"{process.returncode} {' '.join(errors)}"
+
+    def run(self, *words: str, code: int = 0, **env: str) -> str:
+        process = self.start(*words, **env)
+        output, errors = process.communicate(timeout=DEADLINE_SEC)
+        assert process.returncode == code, output + errors
+        return output + errors
+
+    def ask(self, path: str) -> bytes:
+        token = Path(self.env["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request = urllib.request.Request(
+            self.dashboard + path, headers={"Authorization": f"Bearer {token}"}
+        )
+        return urllib.request.urlopen(request, timeout=60).read()
+
+
+@contextmanager
+def ray_head(folder: Path, env: dict[str, str]) -> Iterator[str]:
+    """A head of two CPUs; gives its dashboard's address."""
+    ports = {name: free_port() for name in (
+        "port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port", "runtime-env-agent-port",
+    )}  # fmt: skip
+    command = [BIN / "ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1"]
+    command += ["--num-cpus=2", f"--object-store-memory={128 * 2**20}", f"--temp-dir={folder}/r"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    log, dashboard = folder / "head.log", f"http://127.0.0.1:{ports['dashboard-port']}"
+    with log.open("wb") as file:
+        head = subprocess.Popen(command, stdout=file, stderr=file, env=env, cwd=folder)
+
+    def ready() -> bool:
+        try:
+            urllib.request.urlopen(f"{dashboard}/api/version", timeout=5)
+        except urllib.error.HTTPError as error:
+            return error.code == 401 and "Ray runtime started" in log.read_text()
+        except OSError:
+            return False
+        raise AssertionError("the head asks for no token")
+
+    try:
+        wait_until(ready, "ray", processes=(head,), log=log)
+        yield dashboard
+    finally:
+        end(family([head.pid]), first=[head.pid], grace_sec=5)
+        head.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(ceph: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("submit")
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    named = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    with ExitStack() as running:
+        try:
+            stores = running.enter_context(postgres("mlflow"))
+        except Missing as error:
+            or_skip(error)
+        artifacts = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+        tracking = running.enter_context(
+            mlflow_server(stores["mlflow"], artifacts, folder, env=dict(ceph))
+        )
+        scratch = running.enter_context(open_folder("forger-head-"))
+        nodes = clean_environment() | dict(ceph) | named | QUIET_RAY
+        nodes["PATH"] = f"{BIN}{os.pathsep}{nodes['PATH']}"
+        dashboard = running.enter_context(ray_head(scratch, nodes))
+        env = (
+            clean_environment()
+            | dict(ceph)
+            | {
+                "PYTHONPATH": str(ROOT),
+                "RAY_AUTH_TOKEN_PATH": str(token),
+                "RAY_API_SERVER_ADDRESS": dashboard,
+                "MLFLOW_TRACKING_URI": tracking,
+                "MLFLOW_TRACKING_PASSWORD": CANARY,
+            }
+        )
+        there = Cluster(folder, scratch / "r", dashboard, env)
+        there.run("prepare", "embedded:digits", "data/digits")
+        (folder / "digits.toml").write_bytes(
+            (ROOT / "jobs" / "experiments" / "digits.toml").read_bytes()
+        )
+        yield there
+
+
+class Line:
+    """A line to a server that can be cut: all connections on it end at once."""
+
+    def __init__(self, upstream: str):
+        self.upstream = upstream.rpartition("/")[2].split(":")
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> int:
+        cut, self.open = self.open, []
+        for end_of_it in cut:
+            with ExitStack() as ignored:
+                ignored.callback(end_of_it.close)
+                with suppress(OSError):
+                    end_of_it.shutdown(socket.SHUT_RDWR)
+        return len(cut)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection((self.upstream[0], int(self.upstream[1])))
+            self.open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pump(one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+
+def test_a_training_is_watched_through_a_cut_stopped_in_the_middle_and_resumed(cluster):
+    line, storage = Line(cluster.dashboard), f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    words = ("train", "digits.toml", *SMALL, f"cluster.storage={storage}")
+    first = cluster.watch("submit", *words, RAY_API_SERVER_ADDRESS=line.uri)
+    shown = [next(first)]
+    job_id = shown[0].split()[1]
+    assert re.fullmatch(r"digits-[0-9a-f]{4}-1", job_id)
+    while not re.match(r" +\d+\.\d +\d+m\d\ds", shown[-1]):  # a tick
+        shown.append(next(first))
+    assert line.cut() > 0
+    cluster.run("stop", job_id)
+    *rest, verdict, ended = first
+    assert ended.startswith("1 ")
+    assert f"job {job_id} was stopped; forger resume {job_id}" in verdict
+    assert "is followed on" in ended
+    log = cluster.run("logs", job_id)
+    assert log == "".join([*shown[1:], *rest])  # nothing twice and nothing lost through the cut
+    stopped = re.search(r"stopped at (\d+\.\d) kimg; to go on: forger resume (\S+)", log)
+    assert stopped is not None
+    assert stopped[2] == job_id
+    assert 0 < float(stopped[1]) < 12
+
+    second = cluster.watch("resume", job_id)
+    shown = [next(second)]
+    refused = cluster.run("submit", *words, code=2)
+    assert f"{job_id[:-1]}2 is at work on digits" in refused
+    *shown, ended = second
+    output = "".join(shown)
+    assert ended == "0 ", output + ended
+    assert f"resuming at {stopped[1]} of 12 kimg on 2 worker(s)" in output
+    assert "registered as candidate models:/digits-candidates/1" in output
+    states = [row.split()[3] for row in cluster.run("jobs").splitlines()[1:]]
+    assert states[:2] == ["stopped", "succeeded"]
+
+    _check_tracked(cluster, storage)
+    _check_canaries(cluster, log)
+
+
+def _check_tracked(cluster: Cluster, storage: str) -> None:
+    """One run with each point once, and a version whose weights are in the bucket."""
+    import boto3
+    from mlflow import MlflowClient
+
+    client = MlflowClient(cluster.env["MLFLOW_TRACKING_URI"], cluster.env["MLFLOW_TRACKING_URI"])
+    version = client.get_model_version_by_alias("digits-candidates", "candidate")
+    assert version.run_id is not None
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "d/loss")]
+    assert steps == sorted(set(steps))
+    assert max(steps) >= 12_000
+    assert run.info.artifact_uri is not None
+    assert CANARY not in json.dumps(run.to_dictionary())
+    names = {
+        "endpoint_url": "AWS_ENDPOINT_URL",
+        "aws_access_key_id": "AWS_ACCESS_KEY_ID",
+        "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY",
+        "region_name": "AWS_DEFAULT_REGION",
+    }
+    store = boto3.client("s3", **{key: cluster.env[name] for key, name in names.items()})
+    keys = [
+        item["Key"]
+        for page in store.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+        for item in page.get("Contents", [])
+    ]
+    model_id = str(version.source).rpartition("/")[2]
+    assert any(model_id in key for key in keys)
+    prefix = storage.rpartition("/")[2]
+    assert any(key.startswith(f"{prefix}/digits/checkpoints/") for key in keys)
+
+
+def _check_canaries(cluster: Cluster, log: str) -> None:
+    """No secret in what the cluster shows or keeps: jobs, logs, package."""
+    token = Path(cluster.env["RAY_AUTH_TOKEN_PATH"]).read_text()
+    canaries = [CANARY, cluster.env["AWS_SECRET_ACCESS_KEY"], token]
+    kept = [file for file in cluster.session.rglob("*") if file.is_file()]
+    assert any(file.name == "digits.toml" for file in kept)  # the package is among them
+    texts = {str(file): file.read_bytes() for file in kept}
+    texts |= {"jobs": cluster.ask("/api/jobs/"), "log": log.encode()}
+    for name, text in texts.items():
+        assert not [c for c in canaries if c.encode() in text], name
+    variables = json.loads(texts["jobs"])[0]["runtime_env"]["env_vars"]
+    assert variables["MLFLOW_TRACKING_URI"] == cluster.env["MLFLOW_TRACKING_URI"]
+    assert not {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD"} & variables.keys()
+
+
+def test_what_cannot_be_submitted_says_why_and_leaves_nothing_behind(cluster):
+    other = cluster.folder / "other-token"
+    other.touch(mode=0o600)
+    other.write_text(secrets.token_hex(32))
+    seen = cluster.folder / "seen-token"
+    seen.write_bytes(Path(cluster.env["RAY_AUTH_TOKEN_PATH"]).read_bytes())
+    seen.chmod(0o644)
+    train, at = ("train", "digits.toml", "name=refused"), "RAY_API_SERVER_ADDRESS"
+    secret = cluster.env["AWS_SECRET_ACCESS_KEY"]
+    cases = [
+        (train, {"RAY_AUTH_TOKEN_PATH": str(other)}, 2, "refuses the token"),
+        (train, {"RAY_AUTH_TOKEN_PATH": "/nowhere"}, 2, "there is none in /nowhere"),
+        (train, {"RAY_AUTH_TOKEN_PATH": str(seen)}, 2, "chmod 600"),
+        (train, {at: f"http://127.0.0.1:{free_port()}"}, 75, "does not answer"),
+        (train, {at: cluster.env["MLFLOW_TRACKING_URI"]}, 2, "no Ray dashboard"),
+        (train, {at: "", "RAY_ADDRESS": "127.0.0.1:6379"}, 2, "forger up"),
+        (train, {at: "http://192.0.2.1:8265"}, 2, "plain HTTP"),
+        ((*train, "generator.lrr=1", "seed=x"), {}, 2, "did you mean generator.lr?"),
+        ((*train, "data.shards=nowhere"), {}, 2, "nowhere"),
+        ((*train, "conditioning.name=none", "data.flip=maybe"), {}, 2, "data.flip"),
+        (train, {"MLFLOW_TRACKING_URI": "http://me:pass@127.0.0.1:5"}, 2, "has a password"),
+        ((*train, f"evaluate.extractor={secret}"), {}, 2, "the value of AWS_SECRET_ACCESS_KEY"),
+        (("train", "none.toml"), {}, 2, "no experiment file"),
+        (("search", "digits.toml"), {}, 2, "search"),
+    ]
+    before, there = cluster.ask("/api/jobs/"), sorted(cluster.folder.rglob("*"))
+    started = [(cluster.start("submit", *words, **env), *rest) for words, env, *rest in cases]
+    for process, code, expected in started:
+        output, errors = process.communicate(timeout=DEADLINE_SEC)
+        assert process.returncode == code, (expected, output + errors)
+        assert expected in errors
+        assert "Traceback" not in errors
+    assert cluster.ask("/api/jobs/") == before
+    assert sorted(cluster.folder.rglob("*")) == there
+    assert "knows no job nobody-1" in cluster.run("stop", "nobody-1", code=2)
+
+
+RACE = """
+import pathlib, sys
+from pipeline.job_log import follow
+from pipeline.job_server import NONCE, JobServer
+
+server, package = JobServer.connect(), pathlib.Path(sys.argv[1])
+assert server.here
+words = {"package": package, "variables": {}}
+job = "echo ä; cat told.txt; exit 3"
+assert server.submit("race-1", job, metadata={NONCE: "a"}, **words)
+assert not server.submit("race-1", job, metadata={NONCE: "b"}, **words)
+assert server.submit("race-1", job, metadata={NONCE: "a"}, **words)  # an answer that was lost
+text = []
+ended = follow(server, "race-1", wrote=text.append, said=print)
+assert {"ä", "of this job"} <= set("".join(text).splitlines()), text
+assert (ended.status, ended.exit_code) == ("FAILED", 3), ended
+assert [job.id for job in server.jobs()].count("race-1") == 1
+assert server.find("race-2") is None
+"""
+
+
+def test_an_id_is_given_once_and_a_job_ends_with_its_own_exit_code(cluster, tmp_path):
+    """In a process of its own: Ray remembers a token for as long as its process lives."""
+    (tmp_path / "told.txt").write_text("of this job\n")
+    done = subprocess.run(
+        [sys.executable, "-c", RACE, tmp_path], env=cluster.env, capture_output=True, text=True,
+        timeout=DEADLINE_SEC,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = cluster.run("logs", "-f", "race-1", code=3)
+    assert "of this job\n" in shown
+    assert "error: job race-1 failed with exit code 3" in shown
