@@ -5,179 +5,40 @@ instant.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal
 
-Network = Literal["dcgan", "mlp"]
-Norm = Literal["none", "group", "batch"]
+from gan.player_config import DiscriminatorConfig, GeneratorConfig, Network, Norm, PlayerConfig
+from gan.rules import ConfigError, check, check_all
+from gan.schedules import Schedule, Steps, bounds, is_whole, shown, value_at
+
+__all__ = [
+    "Conditioning",
+    "ConditioningConfig",
+    "ConfigError",
+    "DiscriminatorConfig",
+    "EmaConfig",
+    "GameConfig",
+    "GeneratorConfig",
+    "Network",
+    "Norm",
+    "ObjectiveConfig",
+    "ObjectiveName",
+    "PlayerConfig",
+    "Precision",
+    "Sample",
+    "Schedule",
+    "Steps",
+    "TurnsConfig",
+    "check",
+    "check_all",
+    "check_sample",
+    "value_at",
+]
+
 ObjectiveName = Literal["minimax", "nonsaturating", "relativistic"]
 Conditioning = Literal["none", "projection"]
 Precision = Literal["float32", "bfloat16", "float64"]
-
-
-class ConfigError(ValueError):
-    """One or more settings break a rule; `mistakes` holds one readable line each."""
-
-    def __init__(self, mistakes: Iterable[str]):
-        self.mistakes = tuple(mistakes)
-        super().__init__("\n".join(self.mistakes))
-
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]]]:
-        return ConfigError, (self.mistakes,)  # so that it comes whole out of another process
-
-
-def check(*rules: tuple[bool, str]) -> None:
-    """Raises one ConfigError naming every broken rule of `rules`, pairs of (holds, message)."""
-    broken = [message for holds, message in rules if not holds]
-    if broken:
-        raise ConfigError(broken)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """A value that moves with the images seen: from `start` to `end` over `over_kimg`, then
-    constant.
-
-    `over_kimg` left out means the whole run. Cosine is half a period: flat at both ends.
-    """
-
-    shape: Literal["linear", "cosine"] = "cosine"
-    start: float
-    end: float
-    over_kimg: float | None = None
-
-    def __post_init__(self) -> None:
-        check(
-            (
-                math.isfinite(self.start) and math.isfinite(self.end),
-                f"start and end must be finite, got {self.start} and {self.end}",
-            ),
-            (
-                self.over_kimg is None or self.over_kimg > 0,
-                f"over_kimg must be > 0, got {self.over_kimg}",
-            ),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    """A value that changes at given times: value i holds from `at_kimg[i]` on, to the image.
-
-    A round is played with the values of its start, so a game that stops at `nimg` and goes on with
-    another value is, bit for bit, the game with a step at `nimg / 1000`.
-    """
-
-    at_kimg: tuple[float, ...]
-    values: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        at, values = list(self.at_kimg), list(self.values)
-        check(
-            (at[:1] == [0], f"at_kimg must begin with 0, got {at}"),
-            (
-                all(map(math.isfinite, at)) and all(a < b for a, b in pairwise(at)),
-                f"at_kimg must be finite and increase, got {at}",
-            ),
-            (all(map(math.isfinite, values)), f"values must be finite, got {values}"),
-            (
-                len(at) == len(values),
-                f"values must be as many as at_kimg, got {len(values)} for {len(at)}",
-            ),
-        )
-        # Lists and whole numbers, too, make the equal object with the equal digest.
-        object.__setattr__(self, "at_kimg", tuple(map(float, at)))
-        object.__setattr__(self, "values", tuple(map(float, values)))
-
-
-def value_at(setting: float | Schedule | Steps, nimg: int, *, total_nimg: int) -> float:
-    """The value of a setting after `nimg` images of a run of `total_nimg` images."""
-    if isinstance(setting, Steps):
-        # Rounded, since 10.048 kimg times 1000 is no whole number of images in floating point.
-        begins = [round(kimg * 1000) for kimg in setting.at_kimg]
-        return setting.values[bisect_right(begins, nimg) - 1]
-    if not isinstance(setting, Schedule):
-        return setting
-    span = total_nimg if setting.over_kimg is None else setting.over_kimg * 1000
-    progress = min(nimg / span, 1.0)
-    if setting.shape == "cosine":
-        progress = (1 - math.cos(math.pi * progress)) / 2
-    return setting.start + (setting.end - setting.start) * progress
-
-
-def _bounds(setting: float | Schedule | Steps) -> tuple[float, float]:
-    if isinstance(setting, Schedule):
-        return min(setting.start, setting.end), max(setting.start, setting.end)
-    if isinstance(setting, Steps):
-        return min(setting.values), max(setting.values)
-    return setting, setting
-
-
-def _shown(setting: float | Schedule | Steps) -> str:
-    if isinstance(setting, Schedule):
-        return f"{setting.start} to {setting.end}"
-    if isinstance(setting, Steps):
-        return ", ".join(map(str, setting.values))
-    return str(setting)
-
-
-def _is_whole(setting: int | Steps) -> bool:
-    return not isinstance(setting, Steps) or all(value.is_integer() for value in setting.values)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlayerConfig:
-    """What both players share: a network and its Adam optimizer (Kingma & Ba, 2015)."""
-
-    network: Network = "dcgan"
-    width: int = 32  # dcgan: channels at half the image's resolution; mlp: units a layer
-    depth: int | None = None  # mlp: hidden layers, 3 where left out; dcgan: set by the image size
-    norm: Norm | None = None  # dcgan: 'none' where left out
-    lr: float | Schedule | Steps = 2e-4
-    beta1: float = 0.0
-    beta2: float = 0.99
-
-    def __post_init__(self) -> None:
-        low, high = _bounds(self.lr)
-        check(
-            (1 <= self.width <= 4096, f"width must be between 1 and 4096, got {self.width}"),
-            (
-                self.depth is None or self.network == "mlp",
-                f"depth is for network = 'mlp' only (a dcgan's follows from the image size), "
-                f"got {self.depth} with network = '{self.network}'",
-            ),
-            (self.depth is None or self.depth >= 1, f"depth must be >= 1, got {self.depth}"),
-            (
-                self.norm in (None, "none") or self.network == "dcgan",
-                f"norm = '{self.norm}' is for network = 'dcgan' only; an mlp plays without",
-            ),
-            (low > 0 and high < math.inf, f"lr must be > 0 and finite, got {_shown(self.lr)}"),
-            (0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}"),
-            (0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}"),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GeneratorConfig(PlayerConfig):
-    """The counterfeiter G: latent z (and label) to an image.
-
-    norm = "batch" is the classic DCGAN; its statistics are per worker, so it is the one choice
-    that ties the trajectory to the number of workers.
-    """
-
-    norm: Norm | None = None  # dcgan: 'group' where left out
-    latent_dim: int = 64
-
-    def __post_init__(self) -> None:
-        own = (self.latent_dim >= 1, f"latent_dim must be >= 1, got {self.latent_dim}")
-        _all(lambda: check(own), lambda: PlayerConfig.__post_init__(self))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiscriminatorConfig(PlayerConfig):
-    """The police D: an image (and label) to one logit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,12 +58,12 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check(
             (
-                _bounds(self.r1_gamma)[0] >= 0 and _bounds(self.r1_gamma)[1] < math.inf,
-                f"r1_gamma must be >= 0 and finite, got {_shown(self.r1_gamma)}",
+                bounds(self.r1_gamma)[0] >= 0 and bounds(self.r1_gamma)[1] < math.inf,
+                f"r1_gamma must be >= 0 and finite, got {shown(self.r1_gamma)}",
             ),
             (
-                _bounds(self.r2_gamma)[0] >= 0 and _bounds(self.r2_gamma)[1] < math.inf,
-                f"r2_gamma must be >= 0 and finite, got {_shown(self.r2_gamma)}",
+                bounds(self.r2_gamma)[0] >= 0 and bounds(self.r2_gamma)[1] < math.inf,
+                f"r2_gamma must be >= 0 and finite, got {shown(self.r2_gamma)}",
             ),
             (
                 self.penalty_interval >= 1,
@@ -213,7 +74,7 @@ class ObjectiveConfig:
     @property
     def penalized(self) -> bool:
         """Whether any penalty is ever paid."""
-        return _bounds(self.r1_gamma)[1] > 0 or _bounds(self.r2_gamma)[1] > 0
+        return bounds(self.r1_gamma)[1] > 0 or bounds(self.r2_gamma)[1] > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,8 +114,8 @@ class TurnsConfig:
                 f"micro_batch must be >= 1, got {self.micro_batch}",
             ),
             (
-                _bounds(self.d_steps)[0] >= 1 and _is_whole(self.d_steps),
-                f"d_steps must be >= 1 and whole, got {_shown(self.d_steps)}",
+                bounds(self.d_steps)[0] >= 1 and is_whole(self.d_steps),
+                f"d_steps must be >= 1 and whole, got {shown(self.d_steps)}",
             ),
             (self.g_steps >= 1, f"g_steps must be >= 1, got {self.g_steps}"),
         )
@@ -280,9 +141,8 @@ class EmaConfig:
     def __post_init__(self) -> None:
         check(
             (
-                _bounds(self.half_life_kimg)[0] >= 0
-                and _bounds(self.half_life_kimg)[1] < math.inf,
-                f"half_life_kimg must be >= 0 and finite, got {_shown(self.half_life_kimg)}",
+                bounds(self.half_life_kimg)[0] >= 0 and bounds(self.half_life_kimg)[1] < math.inf,
+                f"half_life_kimg must be >= 0 and finite, got {shown(self.half_life_kimg)}",
             ),
             (
                 0 <= self.ramp_up < math.inf,
@@ -363,15 +223,3 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
         )
     )
     check(*rules)
-
-
-def _all(*checks) -> None:
-    """Runs every check and raises their mistakes together."""
-    mistakes: list[str] = []
-    for run in checks:
-        try:
-            run()
-        except ConfigError as error:
-            mistakes += error.mistakes
-    if mistakes:
-        raise ConfigError(mistakes)
