@@ -36,14 +36,22 @@ __all__ = [
     "value_at",
 ]
 
-ObjectiveName = Literal["minimax", "nonsaturating", "relativistic"]
+ObjectiveName = Literal[
+    "minimax",
+    "nonsaturating",
+    "least-squares",
+    "hinge",
+    "wasserstein",
+    "relativistic",
+    "relativistic-average",
+]
 Conditioning = Literal["none", "projection"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
-    """What each player descends, and the gradient penalties that keep D smooth.
+    """What each player descends (`gan.objectives`), and the gradient penalties that keep D smooth.
 
     r1_gamma weighs gamma/2 E|grad D(x)|^2 on reals, r2_gamma the same on fakes (Mescheder et al.
     2018, eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). Every `penalty_interval`-th D
@@ -75,6 +83,11 @@ class ObjectiveConfig:
     def penalized(self) -> bool:
         """Whether any penalty is ever paid."""
         return bounds(self.r1_gamma)[1] > 0 or bounds(self.r2_gamma)[1] > 0
+
+    @property
+    def relative(self) -> bool:
+        """Whether G's loss looks at reals too."""
+        return self.name in ("relativistic", "relativistic-average")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,13 +183,24 @@ class GameConfig:
                 not (self.discriminator.norm == "batch" and self.objective.penalized),
                 "discriminator.norm must be 'none' or 'group' where r1_gamma or r2_gamma is set "
                 "(BatchNorm makes one image's gradient depend on the others), got 'batch'",
-            )
+            ),
+            (
+                self.objective.name != "relativistic-average" or self.turns.micro_batch is None,
+                f"turns.micro_batch must be left out with objective.name = "
+                f"'relativistic-average' (its means are over the whole batch), "
+                f"got {self.turns.micro_batch}",
+            ),
+            (
+                self.objective.name != "wasserstein" or self.objective.penalized,
+                "objective.r1_gamma or objective.r2_gamma must be > 0 with objective.name = "
+                "'wasserstein' (nothing else bounds its critic), got 0 for all",
+            ),
         )
 
     @property
     def reals_in_g_turn(self) -> bool:
         """Whether G's turn draws fresh reals: for pairs, or for labels to forge under."""
-        return self.objective.name == "relativistic" or self.conditioning.name != "none"
+        return self.objective.relative or self.conditioning.name != "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gan.config import ObjectiveConfig
-from gan.objectives import OBJECTIVES
+from gan.objectives import OBJECTIVES, Objective
 from gan.penalties import logits_and_steepness
+from gan.world import World
+
+Logits = Float[Tensor, " n"]
 
 
 class DTurn(nn.Module):
@@ -43,6 +46,8 @@ class DTurn(nn.Module):
         else:
             fake_logits, r2 = score(fake), None
 
+        real_logit, fake_logit = real_logits.detach().sum(), fake_logits.detach().sum()
+        real_logits, fake_logits = _compared(self.objective, real_logits, fake_logits)
         loss = self.objective.d_loss(real_logits, fake_logits).sum()
         report = {"d/loss": loss.detach()}
         for name, gamma, steepness in (("d/r1", r1_gamma, r1), ("d/r2", r2_gamma, r2)):
@@ -50,9 +55,9 @@ class DTurn(nn.Module):
                 loss = loss + gamma / 2 * steepness.sum()
                 report[name] = steepness.detach().sum()
         with torch.no_grad():
-            report["game/value"] = self.objective.value(real_logits, fake_logits).sum()
-            report["d/real_logit"] = real_logits.sum()
-            report["d/fake_logit"] = fake_logits.sum()
+            name = "game/distance" if self.objective.coin is None else "game/value"
+            report[name] = self.objective.value(real_logits, fake_logits).sum()
+            report["d/real_logit"], report["d/fake_logit"] = real_logit, fake_logit
             report["d/real_sign"], report["d/accuracy"] = self._judgement(real_logits, fake_logits)
         return loss, report
 
@@ -91,10 +96,22 @@ class GTurn(nn.Module):
         """The loss summed over the samples, and sums to report."""
         (opponent,) = self._opponent
         fake_logits = opponent(self.player(z, labels), labels).to(z.dtype)
-        if self.objective.pairs:
+        if self.objective.pairs or self.objective.averages:
             with torch.no_grad():
                 real_logits = opponent(real, labels).to(z.dtype)
         else:
             real_logits = torch.zeros_like(fake_logits)  # not looked at
+        real_logits, fake_logits = _compared(self.objective, real_logits, fake_logits)
         loss = self.objective.g_loss(real_logits, fake_logits).sum()
         return loss, {"g/loss": loss.detach()}
+
+
+def _compared(objective: Objective, real: Logits, fake: Logits) -> tuple[Logits, Logits]:
+    """The logits as the losses take them: relative to the other side's mean where that is the
+    game, over the batches of all ranks. Every rank must call this.
+    """
+    if not objective.averages:
+        return real, fake
+    sums = torch.stack([real.sum(), fake.sum(), real.new_tensor(float(len(real)))])
+    real_sum, fake_sum, count = World.current().sum_with_gradient(sums)
+    return real - fake_sum / count, fake - real_sum / count
