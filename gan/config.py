@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gan.player_config import DiscriminatorConfig, GeneratorConfig, Network, Norm, PlayerConfig
-from gan.rules import ConfigError, check, check_all
+from gan.rules import ConfigError, check
 from gan.schedules import Schedule, Steps, bounds, is_whole, shown, value_at
 
 __all__ = [
+    "AugmentConfig",
     "Conditioning",
     "ConditioningConfig",
     "ConfigError",
@@ -24,14 +25,15 @@ __all__ = [
     "Norm",
     "ObjectiveConfig",
     "ObjectiveName",
+    "PenaltyMethod",
     "PlayerConfig",
+    "Policy",
     "Precision",
     "Sample",
     "Schedule",
     "Steps",
     "TurnsConfig",
     "check",
-    "check_all",
     "check_sample",
     "value_at",
 ]
@@ -45,44 +47,82 @@ ObjectiveName = Literal[
     "relativistic",
     "relativistic-average",
 ]
-Conditioning = Literal["none", "projection"]
+Conditioning = Literal["none", "projection", "concatenation", "auxiliary"]
+Policy = Literal["color", "translation", "cutout"]
+PenaltyMethod = Literal["exact", "differences"]
 Precision = Literal["float32", "bfloat16", "float64"]
+
+
+def _not_negative(name: str, setting: float | Schedule | Steps) -> tuple[bool, str]:
+    low, high = bounds(setting)
+    return (
+        low >= 0 and high < math.inf,
+        f"{name} must be >= 0 and finite, got {shown(setting)}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
-    """What each player descends (`gan.objectives`), and the gradient penalties that keep D smooth.
+    """What each player descends (`gan.objectives`), and the penalties that keep D smooth.
 
     r1_gamma weighs gamma/2 E|grad D(x)|^2 on reals, r2_gamma the same on fakes (Mescheder et al.
-    2018, eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). Every `penalty_interval`-th D
-    turn pays them, times the interval, so that their mean strength does not depend on it.
+    2018, eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). gp_lambda weighs
+    lambda E(|grad D(x)| - gp_target)^2 between pairs of a real and a fake: gp_target 1 is WGAN-GP
+    (Gulrajani et al. 2017, eq. 3), 0 is centred at zero (Thanh-Tung et al. 2019, eq. 6). Every
+    `penalty_interval`-th D turn pays them, times the interval, so that their mean strength does
+    not depend on it.
+
+    penalty_method "differences" estimates R1 and R2 without a second derivative, from D at points
+    `penalty_sigma` away (Lin et al. 2025, arXiv 2501.08316).
     """
 
     name: ObjectiveName = "relativistic"
     r1_gamma: float | Schedule | Steps = 1.0
     r2_gamma: float | Schedule | Steps = 1.0
+    gp_lambda: float | Schedule | Steps = 0.0
+    gp_target: float = 1.0
     penalty_interval: int = 1
+    penalty_method: PenaltyMethod = "exact"
+    penalty_sigma: float = 0.01  # on the scale of samples: images lie in [-1, 1]
+    weight_clip: float | None = None  # wasserstein: D's weights stay within +- this; 0.01 of old
 
     def __post_init__(self) -> None:
+        weights = ("r1_gamma", "r2_gamma", "gp_lambda")
         check(
+            *(_not_negative(name, getattr(self, name)) for name in weights),
             (
-                bounds(self.r1_gamma)[0] >= 0 and bounds(self.r1_gamma)[1] < math.inf,
-                f"r1_gamma must be >= 0 and finite, got {shown(self.r1_gamma)}",
-            ),
-            (
-                bounds(self.r2_gamma)[0] >= 0 and bounds(self.r2_gamma)[1] < math.inf,
-                f"r2_gamma must be >= 0 and finite, got {shown(self.r2_gamma)}",
+                0 <= self.gp_target < math.inf,
+                f"gp_target must be >= 0 and finite, got {self.gp_target}",
             ),
             (
                 self.penalty_interval >= 1,
                 f"penalty_interval must be >= 1 (every turn), got {self.penalty_interval}",
+            ),
+            (
+                0 < self.penalty_sigma < math.inf,
+                f"penalty_sigma must be > 0 and finite, got {self.penalty_sigma}",
+            ),
+            (
+                self.penalty_method == "exact" or bounds(self.gp_lambda)[1] == 0,
+                f"gp_lambda must be 0 with penalty_method = 'differences', which estimates R1 and "
+                f"R2 only, got {shown(self.gp_lambda)}",
+            ),
+            (
+                self.weight_clip is None or 0 < self.weight_clip < math.inf,
+                f"weight_clip must be > 0 and finite, got {self.weight_clip}",
+            ),
+            (
+                self.weight_clip is None or self.name == "wasserstein",
+                f"weight_clip is for name = 'wasserstein' only, "
+                f"got {self.weight_clip} with name = '{self.name}'",
             ),
         )
 
     @property
     def penalized(self) -> bool:
         """Whether any penalty is ever paid."""
-        return bounds(self.r1_gamma)[1] > 0 or bounds(self.r2_gamma)[1] > 0
+        weights = (self.r1_gamma, self.r2_gamma, self.gp_lambda)
+        return any(bounds(weight)[1] > 0 for weight in weights)
 
     @property
     def relative(self) -> bool:
@@ -92,13 +132,54 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditioningConfig:
-    """Whether the players see class labels.
+    """Whether the players see class labels. G sees an embedding beside z; D, by name:
 
-    "projection": G sees an embedding beside z, D adds <embedding, features> to its logit (Miyato &
-    Koyama 2018, eq. 4).
+    "projection" adds <embedding, features> to its logit (Miyato & Koyama 2018, eq. 4);
+    "concatenation" sees an embedding beside the sample (Mirza & Osindero 2014);
+    "auxiliary" names the class itself, and both players descend what it gets wrong, times
+    `auxiliary_weight` (Odena et al. 2017).
     """
 
     name: Conditioning = "none"
+    auxiliary_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(
+            (
+                0 < self.auxiliary_weight < math.inf,
+                f"auxiliary_weight must be > 0 and finite, got {self.auxiliary_weight}",
+            )
+        )
+
+    @property
+    def class_weight(self) -> float:
+        """What an auxiliary classifier's mistakes weigh; 0 without one."""
+        return self.auxiliary_weight if self.name == "auxiliary" else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Differentiable augmentation of all that D sees, in both turns (Zhao et al. 2020).
+
+    Each policy is applied to an image with `probability`; penalties are on the images before it.
+    """
+
+    policies: tuple[Policy, ...] = ()
+    probability: float | Schedule | Steps = 1.0
+
+    def __post_init__(self) -> None:
+        low, high = bounds(self.probability)
+        check(
+            (
+                len(set(self.policies)) == len(self.policies),
+                f"policies must be named once each, got {list(self.policies)}",
+            ),
+            (
+                0 <= low <= high <= 1,
+                f"probability must be in [0, 1], got {shown(self.probability)}",
+            ),
+        )
+        object.__setattr__(self, "policies", tuple(self.policies))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,15 +229,12 @@ class EmaConfig:
     does).
     """
 
-    half_life_kimg: float | Steps = 10.0
+    half_life_kimg: float | Schedule | Steps = 10.0
     ramp_up: float = 0.05  # 0: the whole half-life from the start
 
     def __post_init__(self) -> None:
         check(
-            (
-                bounds(self.half_life_kimg)[0] >= 0 and bounds(self.half_life_kimg)[1] < math.inf,
-                f"half_life_kimg must be >= 0 and finite, got {shown(self.half_life_kimg)}",
-            ),
+            _not_negative("half_life_kimg", self.half_life_kimg),
             (
                 0 <= self.ramp_up < math.inf,
                 f"ramp_up must be >= 0 and finite, got {self.ramp_up}",
@@ -176,13 +254,15 @@ class GameConfig:
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     turns: TurnsConfig = field(default_factory=TurnsConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         check(
             (
                 not (self.discriminator.norm == "batch" and self.objective.penalized),
-                "discriminator.norm must be 'none' or 'group' where r1_gamma or r2_gamma is set "
-                "(BatchNorm makes one image's gradient depend on the others), got 'batch'",
+                "discriminator.norm must be 'none', 'group' or 'spectral' where r1_gamma, "
+                "r2_gamma or gp_lambda is set (BatchNorm makes one image's gradient depend on the "
+                "others), got 'batch'",
             ),
             (
                 self.objective.name != "relativistic-average" or self.turns.micro_batch is None,
@@ -191,9 +271,12 @@ class GameConfig:
                 f"got {self.turns.micro_batch}",
             ),
             (
-                self.objective.name != "wasserstein" or self.objective.penalized,
-                "objective.r1_gamma or objective.r2_gamma must be > 0 with objective.name = "
-                "'wasserstein' (nothing else bounds its critic), got 0 for all",
+                self.objective.name != "wasserstein"
+                or self.objective.penalized
+                or self.objective.weight_clip is not None
+                or self.discriminator.norm == "spectral",
+                "objective.name = 'wasserstein' needs a bound on its critic: objective.gp_lambda, "
+                "r1_gamma, r2_gamma or weight_clip, or discriminator.norm = 'spectral'",
             ),
         )
 
@@ -216,7 +299,7 @@ MLP_MAX_VALUES = 128 * 128 * 3  # of one sample; more is no job for dense layers
 
 def check_sample(config: GameConfig, sample: Sample) -> None:
     """Raises one ConfigError where these players cannot play on this data."""
-    shown = " x ".join(map(str, sample.shape))
+    shown_shape = " x ".join(map(str, sample.shape))
     square = len(sample.shape) == 3 and sample.shape[1] == sample.shape[2]
     size = sample.shape[-1]
     playable = square and size >= 8 and size & (size - 1) == 0
@@ -229,14 +312,14 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
             (
                 network != "dcgan" or playable,
                 f"{player}.network = 'dcgan' plays square images of 8, 16, 32, ... pixels "
-                f"(4 x 2^k), got {shown}; prepare the data with --size, or choose 'mlp'",
+                f"(4 x 2^k), got {shown_shape}; prepare the data with --size, or choose 'mlp'",
             )
         )
         rules.append(
             (
                 network != "mlp" or math.prod(sample.shape) <= MLP_MAX_VALUES,
                 f"{player}.network = 'mlp' plays samples of at most {MLP_MAX_VALUES} values, "
-                f"got {shown}; choose 'dcgan'",
+                f"got {shown_shape}; choose 'dcgan'",
             )
         )
     rules.append(
@@ -244,6 +327,13 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
             config.conditioning.name == "none" or sample.num_classes > 0,
             f"conditioning.name must be 'none' where the data has no labels, "
             f"got '{config.conditioning.name}'",
+        )
+    )
+    rules.append(
+        (
+            not config.augment.policies or len(sample.shape) == 3,
+            f"augment.policies must be left out where samples are no images, "
+            f"got {list(config.augment.policies)} for {shown_shape}",
         )
     )
     check(*rules)

@@ -136,7 +136,7 @@ def own_gradients_of_one_round(changes: dict[str, Any]) -> dict[str, Tensor]:
     turn = (
         game._g_turn.module if isinstance(game._g_turn, DistributedDataParallel) else game._g_turn
     )
-    loss, _ = turn(real, game._my_latents("latent/g", 0), None)
+    loss, _ = turn(real, game._my_latents("latent/g", 0), None, {})
     (loss / (share.stop - share.start)).backward()
     return own | {f"G/{n}": p.grad for n, p in game.G.named_parameters() if p.grad is not None}
 
@@ -149,8 +149,8 @@ def d_loss_of(game: Game, batch: Batch) -> Tensor:
     turn = (
         game._d_turn.module if isinstance(game._d_turn, DistributedDataParallel) else game._d_turn
     )
-    gammas = (game.config.objective.r1_gamma, game.config.objective.r2_gamma)
-    return turn(game._to_unit_range(batch.samples), fake, None, *gammas)[0]
+    real = game._to_unit_range(batch.samples)
+    return turn(real, fake, None, game._penalty_weights(), {})[0]
 
 
 def exchanged_and_own(many: list[dict[str, Any]]) -> list[tuple[dict, dict]]:

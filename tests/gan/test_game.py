@@ -269,14 +269,15 @@ def test_gradients_through_ddp_are_the_mean_of_the_ranks_own_and_those_of_one_wo
     there the batch's, as one worker has them, are all that there is to equal.
     """
     ranks = run_ranks(exchanged_and_own, 2, EACH_OBJECTIVE)
-    how = {"rtol": 1e-10, "atol": 1e-12}
     for name, changes, first, second in zip(OBJECTIVES, EACH_OBJECTIVE, *ranks, strict=True):
         (exchanged, own), (exchanged_too, own_too) = first, second
         assert equal(exchanged, exchanged_too)
-        torch.testing.assert_close(exchanged, gradients_of_one_round(changes), **how)
+        torch.testing.assert_close(
+            exchanged, gradients_of_one_round(changes), rtol=1e-10, atol=1e-12
+        )
         if not OBJECTIVES[name].averages:
             mean = {n: (own[n] + own_too[n]) / 2 for n in own}
-            torch.testing.assert_close(exchanged, mean, **how)
+            torch.testing.assert_close(exchanged, mean, rtol=1e-10, atol=1e-12)
 
 
 def test_micro_batches_accumulate_to_the_whole_batch():

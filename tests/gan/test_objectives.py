@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, sigmoid
 
 from gan.config import ObjectiveConfig, ObjectiveName
 from gan.objectives import OBJECTIVES
+from gan.penalties import Weights
 from gan.turns import DTurn, GTurn
 
 LOGITS = torch.linspace(-8, 8, 33, dtype=torch.float64)
@@ -170,12 +171,19 @@ class Scores(nn.Module):
         return samples[:, 0]
 
 
+class Drawn(nn.Module):
+    """A G whose samples are its latents."""
+
+    def forward(self, z, labels):
+        return z
+
+
 def test_the_average_game_is_bce_of_logits_relative_to_the_other_sides_mean():
     """Jolicoeur-Martineau 2018, eq. 10 and 11, by torch's own cross entropy."""
     real, fake = torch.randn(7, 1, dtype=torch.float64), torch.randn(7, 1, dtype=torch.float64)
     config = ObjectiveConfig(name="relativistic-average", r1_gamma=0, r2_gamma=0)
     r, f = real.clone().requires_grad_(), fake.clone().requires_grad_()
-    loss, _ = DTurn(Scores(), config)(r, f, None, 0.0, 0.0)
+    loss, _ = DTurn(Scores(), config)(r, f, None, Weights(), {})
     loss.backward()
 
     r2, f2 = real.clone().requires_grad_(), fake.clone().requires_grad_()
@@ -186,9 +194,7 @@ def test_the_average_game_is_bce_of_logits_relative_to_the_other_sides_mean():
     torch.testing.assert_close((r.grad, f.grad), (r2.grad, f2.grad))
 
     z = fake.clone().requires_grad_()
-    generator = nn.Identity()
-    generator.forward = lambda z, labels: z
-    loss, _ = GTurn(generator, Scores(), config)(real, z, None)
+    loss, _ = GTurn(Drawn(), Scores(), config)(real, z, None, {})
     loss.backward()
     z2 = fake.clone().requires_grad_()
     by_hand = bce(z2 - real.mean(), ones) + bce(real - z2.mean(), 0 * ones)
