@@ -5,226 +5,181 @@ instant.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal
 
-Network = Literal["dcgan", "mlp"]
-Norm = Literal["none", "group", "batch"]
-ObjectiveName = Literal["minimax", "nonsaturating", "relativistic"]
-Conditioning = Literal["none", "projection"]
+from gan.player_config import DiscriminatorConfig, GeneratorConfig, Network, Norm, PlayerConfig
+from gan.rules import ConfigError, check
+from gan.schedules import Schedule, Steps, bounds, is_whole, shown, value_at
+
+__all__ = [
+    "AugmentConfig",
+    "Conditioning",
+    "ConditioningConfig",
+    "ConfigError",
+    "DiscriminatorConfig",
+    "EmaConfig",
+    "GameConfig",
+    "GeneratorConfig",
+    "Network",
+    "Norm",
+    "ObjectiveConfig",
+    "ObjectiveName",
+    "PenaltyMethod",
+    "PlayerConfig",
+    "Policy",
+    "Precision",
+    "Sample",
+    "Schedule",
+    "Steps",
+    "TurnsConfig",
+    "check",
+    "check_sample",
+    "value_at",
+]
+
+ObjectiveName = Literal[
+    "minimax",
+    "nonsaturating",
+    "least-squares",
+    "hinge",
+    "wasserstein",
+    "relativistic",
+    "relativistic-average",
+]
+Conditioning = Literal["none", "projection", "concatenation", "auxiliary"]
+Policy = Literal["color", "translation", "cutout"]
+PenaltyMethod = Literal["exact", "differences"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
-class ConfigError(ValueError):
-    """One or more settings break a rule; `mistakes` holds one readable line each."""
-
-    def __init__(self, mistakes: Iterable[str]):
-        self.mistakes = tuple(mistakes)
-        super().__init__("\n".join(self.mistakes))
-
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]]]:
-        return ConfigError, (self.mistakes,)  # so that it comes whole out of another process
-
-
-def check(*rules: tuple[bool, str]) -> None:
-    """Raises one ConfigError naming every broken rule of `rules`, pairs of (holds, message)."""
-    broken = [message for holds, message in rules if not holds]
-    if broken:
-        raise ConfigError(broken)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """A value that moves with the images seen: from `start` to `end` over `over_kimg`, then
-    constant.
-
-    `over_kimg` left out means the whole run. Cosine is half a period: flat at both ends.
-    """
-
-    shape: Literal["linear", "cosine"] = "cosine"
-    start: float
-    end: float
-    over_kimg: float | None = None
-
-    def __post_init__(self) -> None:
-        check(
-            (
-                math.isfinite(self.start) and math.isfinite(self.end),
-                f"start and end must be finite, got {self.start} and {self.end}",
-            ),
-            (
-                self.over_kimg is None or self.over_kimg > 0,
-                f"over_kimg must be > 0, got {self.over_kimg}",
-            ),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    """A value that changes at given times: value i holds from `at_kimg[i]` on, to the image.
-
-    A round is played with the values of its start, so a game that stops at `nimg` and goes on with
-    another value is, bit for bit, the game with a step at `nimg / 1000`.
-    """
-
-    at_kimg: tuple[float, ...]
-    values: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        at, values = list(self.at_kimg), list(self.values)
-        check(
-            (at[:1] == [0], f"at_kimg must begin with 0, got {at}"),
-            (
-                all(map(math.isfinite, at)) and all(a < b for a, b in pairwise(at)),
-                f"at_kimg must be finite and increase, got {at}",
-            ),
-            (all(map(math.isfinite, values)), f"values must be finite, got {values}"),
-            (
-                len(at) == len(values),
-                f"values must be as many as at_kimg, got {len(values)} for {len(at)}",
-            ),
-        )
-        # Lists and whole numbers, too, make the equal object with the equal digest.
-        object.__setattr__(self, "at_kimg", tuple(map(float, at)))
-        object.__setattr__(self, "values", tuple(map(float, values)))
-
-
-def value_at(setting: float | Schedule | Steps, nimg: int, *, total_nimg: int) -> float:
-    """The value of a setting after `nimg` images of a run of `total_nimg` images."""
-    if isinstance(setting, Steps):
-        # Rounded, since 10.048 kimg times 1000 is no whole number of images in floating point.
-        begins = [round(kimg * 1000) for kimg in setting.at_kimg]
-        return setting.values[bisect_right(begins, nimg) - 1]
-    if not isinstance(setting, Schedule):
-        return setting
-    span = total_nimg if setting.over_kimg is None else setting.over_kimg * 1000
-    progress = min(nimg / span, 1.0)
-    if setting.shape == "cosine":
-        progress = (1 - math.cos(math.pi * progress)) / 2
-    return setting.start + (setting.end - setting.start) * progress
-
-
-def _bounds(setting: float | Schedule | Steps) -> tuple[float, float]:
-    if isinstance(setting, Schedule):
-        return min(setting.start, setting.end), max(setting.start, setting.end)
-    if isinstance(setting, Steps):
-        return min(setting.values), max(setting.values)
-    return setting, setting
-
-
-def _shown(setting: float | Schedule | Steps) -> str:
-    if isinstance(setting, Schedule):
-        return f"{setting.start} to {setting.end}"
-    if isinstance(setting, Steps):
-        return ", ".join(map(str, setting.values))
-    return str(setting)
-
-
-def _is_whole(setting: int | Steps) -> bool:
-    return not isinstance(setting, Steps) or all(value.is_integer() for value in setting.values)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlayerConfig:
-    """What both players share: a network and its Adam optimizer (Kingma & Ba, 2015)."""
-
-    network: Network = "dcgan"
-    width: int = 32  # dcgan: channels at half the image's resolution; mlp: units a layer
-    depth: int | None = None  # mlp: hidden layers, 3 where left out; dcgan: set by the image size
-    norm: Norm | None = None  # dcgan: 'none' where left out
-    lr: float | Schedule | Steps = 2e-4
-    beta1: float = 0.0
-    beta2: float = 0.99
-
-    def __post_init__(self) -> None:
-        low, high = _bounds(self.lr)
-        check(
-            (1 <= self.width <= 4096, f"width must be between 1 and 4096, got {self.width}"),
-            (
-                self.depth is None or self.network == "mlp",
-                f"depth is for network = 'mlp' only (a dcgan's follows from the image size), "
-                f"got {self.depth} with network = '{self.network}'",
-            ),
-            (self.depth is None or self.depth >= 1, f"depth must be >= 1, got {self.depth}"),
-            (
-                self.norm in (None, "none") or self.network == "dcgan",
-                f"norm = '{self.norm}' is for network = 'dcgan' only; an mlp plays without",
-            ),
-            (low > 0 and high < math.inf, f"lr must be > 0 and finite, got {_shown(self.lr)}"),
-            (0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}"),
-            (0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}"),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GeneratorConfig(PlayerConfig):
-    """The counterfeiter G: latent z (and label) to an image.
-
-    norm = "batch" is the classic DCGAN; its statistics are per worker, so it is the one choice
-    that ties the trajectory to the number of workers.
-    """
-
-    norm: Norm | None = None  # dcgan: 'group' where left out
-    latent_dim: int = 64
-
-    def __post_init__(self) -> None:
-        own = (self.latent_dim >= 1, f"latent_dim must be >= 1, got {self.latent_dim}")
-        _all(lambda: check(own), lambda: PlayerConfig.__post_init__(self))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiscriminatorConfig(PlayerConfig):
-    """The police D: an image (and label) to one logit."""
+def _not_negative(name: str, setting: float | Schedule | Steps) -> tuple[bool, str]:
+    low, high = bounds(setting)
+    return (
+        low >= 0 and high < math.inf,
+        f"{name} must be >= 0 and finite, got {shown(setting)}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
-    """What each player descends, and the gradient penalties that keep D smooth.
+    """What each player descends (`gan.objectives`), and the penalties that keep D smooth.
 
     r1_gamma weighs gamma/2 E|grad D(x)|^2 on reals, r2_gamma the same on fakes (Mescheder et al.
-    2018, eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). Every `penalty_interval`-th D
-    turn pays them, times the interval, so that their mean strength does not depend on it.
+    2018, eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). gp_lambda weighs
+    lambda E(|grad D(x)| - gp_target)^2 between pairs of a real and a fake: gp_target 1 is WGAN-GP
+    (Gulrajani et al. 2017, eq. 3), 0 is centred at zero (Thanh-Tung et al. 2019, eq. 6). Every
+    `penalty_interval`-th D turn pays them, times the interval, so that their mean strength does
+    not depend on it.
+
+    penalty_method "differences" estimates R1 and R2 without a second derivative, from D at points
+    `penalty_sigma` away (Lin et al. 2025, arXiv 2501.08316).
     """
 
     name: ObjectiveName = "relativistic"
     r1_gamma: float | Schedule | Steps = 1.0
     r2_gamma: float | Schedule | Steps = 1.0
+    gp_lambda: float | Schedule | Steps = 0.0
+    gp_target: float = 1.0
     penalty_interval: int = 1
+    penalty_method: PenaltyMethod = "exact"
+    penalty_sigma: float = 0.01  # on the scale of samples: images lie in [-1, 1]
+    weight_clip: float | None = None  # wasserstein: D's weights stay within +- this; 0.01 of old
 
     def __post_init__(self) -> None:
+        weights = ("r1_gamma", "r2_gamma", "gp_lambda")
         check(
+            *(_not_negative(name, getattr(self, name)) for name in weights),
             (
-                _bounds(self.r1_gamma)[0] >= 0 and _bounds(self.r1_gamma)[1] < math.inf,
-                f"r1_gamma must be >= 0 and finite, got {_shown(self.r1_gamma)}",
-            ),
-            (
-                _bounds(self.r2_gamma)[0] >= 0 and _bounds(self.r2_gamma)[1] < math.inf,
-                f"r2_gamma must be >= 0 and finite, got {_shown(self.r2_gamma)}",
+                0 <= self.gp_target < math.inf,
+                f"gp_target must be >= 0 and finite, got {self.gp_target}",
             ),
             (
                 self.penalty_interval >= 1,
                 f"penalty_interval must be >= 1 (every turn), got {self.penalty_interval}",
+            ),
+            (
+                0 < self.penalty_sigma < math.inf,
+                f"penalty_sigma must be > 0 and finite, got {self.penalty_sigma}",
+            ),
+            (
+                self.penalty_method == "exact" or bounds(self.gp_lambda)[1] == 0,
+                f"gp_lambda must be 0 with penalty_method = 'differences', which estimates R1 and "
+                f"R2 only, got {shown(self.gp_lambda)}",
+            ),
+            (
+                self.weight_clip is None or 0 < self.weight_clip < math.inf,
+                f"weight_clip must be > 0 and finite, got {self.weight_clip}",
+            ),
+            (
+                self.weight_clip is None or self.name == "wasserstein",
+                f"weight_clip is for name = 'wasserstein' only, "
+                f"got {self.weight_clip} with name = '{self.name}'",
             ),
         )
 
     @property
     def penalized(self) -> bool:
         """Whether any penalty is ever paid."""
-        return _bounds(self.r1_gamma)[1] > 0 or _bounds(self.r2_gamma)[1] > 0
+        weights = (self.r1_gamma, self.r2_gamma, self.gp_lambda)
+        return any(bounds(weight)[1] > 0 for weight in weights)
+
+    @property
+    def relative(self) -> bool:
+        """Whether G's loss looks at reals too."""
+        return self.name in ("relativistic", "relativistic-average")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditioningConfig:
-    """Whether the players see class labels.
+    """Whether the players see class labels. G sees an embedding beside z; D, by name:
 
-    "projection": G sees an embedding beside z, D adds <embedding, features> to its logit (Miyato &
-    Koyama 2018, eq. 4).
+    "projection" adds <embedding, features> to its logit (Miyato & Koyama 2018, eq. 4);
+    "concatenation" sees an embedding beside the sample (Mirza & Osindero 2014);
+    "auxiliary" names the class itself, and both players descend what it gets wrong, times
+    `auxiliary_weight` (Odena et al. 2017).
     """
 
     name: Conditioning = "none"
+    auxiliary_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(
+            (
+                0 < self.auxiliary_weight < math.inf,
+                f"auxiliary_weight must be > 0 and finite, got {self.auxiliary_weight}",
+            )
+        )
+
+    @property
+    def class_weight(self) -> float:
+        """What an auxiliary classifier's mistakes weigh; 0 without one."""
+        return self.auxiliary_weight if self.name == "auxiliary" else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Differentiable augmentation of all that D sees, in both turns (Zhao et al. 2020).
+
+    Each policy is applied to an image with `probability`; penalties are on the images before it.
+    """
+
+    policies: tuple[Policy, ...] = ()
+    probability: float | Schedule | Steps = 1.0
+
+    def __post_init__(self) -> None:
+        low, high = bounds(self.probability)
+        check(
+            (
+                len(set(self.policies)) == len(self.policies),
+                f"policies must be named once each, got {list(self.policies)}",
+            ),
+            (
+                0 <= low <= high <= 1,
+                f"probability must be in [0, 1], got {shown(self.probability)}",
+            ),
+        )
+        object.__setattr__(self, "policies", tuple(self.policies))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,8 +208,8 @@ class TurnsConfig:
                 f"micro_batch must be >= 1, got {self.micro_batch}",
             ),
             (
-                _bounds(self.d_steps)[0] >= 1 and _is_whole(self.d_steps),
-                f"d_steps must be >= 1 and whole, got {_shown(self.d_steps)}",
+                bounds(self.d_steps)[0] >= 1 and is_whole(self.d_steps),
+                f"d_steps must be >= 1 and whole, got {shown(self.d_steps)}",
             ),
             (self.g_steps >= 1, f"g_steps must be >= 1, got {self.g_steps}"),
         )
@@ -274,16 +229,12 @@ class EmaConfig:
     does).
     """
 
-    half_life_kimg: float | Steps = 10.0
+    half_life_kimg: float | Schedule | Steps = 10.0
     ramp_up: float = 0.05  # 0: the whole half-life from the start
 
     def __post_init__(self) -> None:
         check(
-            (
-                _bounds(self.half_life_kimg)[0] >= 0
-                and _bounds(self.half_life_kimg)[1] < math.inf,
-                f"half_life_kimg must be >= 0 and finite, got {_shown(self.half_life_kimg)}",
-            ),
+            _not_negative("half_life_kimg", self.half_life_kimg),
             (
                 0 <= self.ramp_up < math.inf,
                 f"ramp_up must be >= 0 and finite, got {self.ramp_up}",
@@ -303,20 +254,36 @@ class GameConfig:
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     turns: TurnsConfig = field(default_factory=TurnsConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         check(
             (
                 not (self.discriminator.norm == "batch" and self.objective.penalized),
-                "discriminator.norm must be 'none' or 'group' where r1_gamma or r2_gamma is set "
-                "(BatchNorm makes one image's gradient depend on the others), got 'batch'",
-            )
+                "discriminator.norm must be 'none', 'group' or 'spectral' where r1_gamma, "
+                "r2_gamma or gp_lambda is set (BatchNorm makes one image's gradient depend on the "
+                "others), got 'batch'",
+            ),
+            (
+                self.objective.name != "relativistic-average" or self.turns.micro_batch is None,
+                f"turns.micro_batch must be left out with objective.name = "
+                f"'relativistic-average' (its means are over the whole batch), "
+                f"got {self.turns.micro_batch}",
+            ),
+            (
+                self.objective.name != "wasserstein"
+                or self.objective.penalized
+                or self.objective.weight_clip is not None
+                or self.discriminator.norm == "spectral",
+                "objective.name = 'wasserstein' needs a bound on its critic: objective.gp_lambda, "
+                "r1_gamma, r2_gamma or weight_clip, or discriminator.norm = 'spectral'",
+            ),
         )
 
     @property
     def reals_in_g_turn(self) -> bool:
         """Whether G's turn draws fresh reals: for pairs, or for labels to forge under."""
-        return self.objective.name == "relativistic" or self.conditioning.name != "none"
+        return self.objective.relative or self.conditioning.name != "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +299,7 @@ MLP_MAX_VALUES = 128 * 128 * 3  # of one sample; more is no job for dense layers
 
 def check_sample(config: GameConfig, sample: Sample) -> None:
     """Raises one ConfigError where these players cannot play on this data."""
-    shown = " x ".join(map(str, sample.shape))
+    shown_shape = " x ".join(map(str, sample.shape))
     square = len(sample.shape) == 3 and sample.shape[1] == sample.shape[2]
     size = sample.shape[-1]
     playable = square and size >= 8 and size & (size - 1) == 0
@@ -345,14 +312,14 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
             (
                 network != "dcgan" or playable,
                 f"{player}.network = 'dcgan' plays square images of 8, 16, 32, ... pixels "
-                f"(4 x 2^k), got {shown}; prepare the data with --size, or choose 'mlp'",
+                f"(4 x 2^k), got {shown_shape}; prepare the data with --size, or choose 'mlp'",
             )
         )
         rules.append(
             (
                 network != "mlp" or math.prod(sample.shape) <= MLP_MAX_VALUES,
                 f"{player}.network = 'mlp' plays samples of at most {MLP_MAX_VALUES} values, "
-                f"got {shown}; choose 'dcgan'",
+                f"got {shown_shape}; choose 'dcgan'",
             )
         )
     rules.append(
@@ -362,16 +329,11 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
             f"got '{config.conditioning.name}'",
         )
     )
+    rules.append(
+        (
+            not config.augment.policies or len(sample.shape) == 3,
+            f"augment.policies must be left out where samples are no images, "
+            f"got {list(config.augment.policies)} for {shown_shape}",
+        )
+    )
     check(*rules)
-
-
-def _all(*checks) -> None:
-    """Runs every check and raises their mistakes together."""
-    mistakes: list[str] = []
-    for run in checks:
-        try:
-            run()
-        except ConfigError as error:
-            mistakes += error.mistakes
-    if mistakes:
-        raise ConfigError(mistakes)

@@ -7,18 +7,16 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from gan.config import EmaConfig, value_at
 
-
-def decay(config: EmaConfig, *, new_images: float, nimg: int, round_nimg: int = 0) -> float:
+def decay(half_life_kimg: float, *, ramp_up: float, new_images: float, nimg: int) -> float:
     """The weight that the old average keeps after `new_images` images, at `nimg` images in all.
 
-    After one half-life it is 1/2; half-life 0 keeps nothing, so that G_ema = G. A half-life in
-    steps is the one of `round_nimg`, where the round began.
+    After one half-life it is 1/2; half-life 0 keeps nothing, so that G_ema = G. See
+    `gan.config.EmaConfig` for `ramp_up`.
     """
-    half_life = 1000 * value_at(config.half_life_kimg, round_nimg, total_nimg=0)
-    if config.ramp_up:
-        half_life = min(half_life, config.ramp_up * nimg)
+    half_life = 1000 * half_life_kimg
+    if ramp_up:
+        half_life = min(half_life, ramp_up * nimg)
     return 0.5 ** (new_images / half_life) if half_life > 0 else 0.0
 
 

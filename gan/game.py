@@ -13,11 +13,14 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gan.chance import of_d_turn, of_g_turn
 from gan.config import GameConfig, PlayerConfig, Sample, Steps, check_sample, value_at
 from gan.ema import Average, decay
 from gan.means import PREFIX as MEANS
 from gan.means import Means
-from gan.networks import build_discriminator, build_generator
+from gan.networks import build_discriminator, build_generator, iterate_spectral_norms
+from gan.optimizers import build_optimizer, recalled, remembered, set_rates
+from gan.penalties import Weights
 from gan.randomness import latents
 from gan.turns import DTurn, GTurn
 from gan.world import World
@@ -64,10 +67,12 @@ class Game:
         self.G = build_generator(config.generator, **how).to(self.device, self.dtype)
         self.D = build_discriminator(config.discriminator, **how).to(self.device, self.dtype)
         self._ema = Average(self.G)
-        self.G_optimizer = _adam(self.G, config.generator)
-        self.D_optimizer = _adam(self.D, config.discriminator)
-        self._d_turn = self._distributed(DTurn(self.D, config.objective))
-        self._g_turn = self._distributed(GTurn(self.G, self.D, config.objective))
+        self.G_optimizer = build_optimizer(self.G, config.generator)
+        self.D_optimizer = build_optimizer(self.D, config.discriminator)
+        class_weight = config.conditioning.class_weight
+        rules = {"policies": config.augment.policies, "class_weight": class_weight}
+        self._d_turn = self._distributed(DTurn(self.D, config.objective, **rules))
+        self._g_turn = self._distributed(GTurn(self.G, self.D, config.objective, **rules))
 
     @property
     def G_ema(self) -> nn.Module:
@@ -100,26 +105,27 @@ class Game:
         """D's turn: one step against fakes that G makes without learning. Every rank must call
         this.
         """
-        objective, turn = self.config.objective, self.d_turns
-        interval = objective.penalty_interval
-        gammas = [
-            interval * self._now(gamma) if turn % interval == 0 else 0.0
-            for gamma in (objective.r1_gamma, objective.r2_gamma)
-        ]
-        due = any(gammas)
+        turn, weights = self.d_turns, self._penalty_weights()
         z = self._my_latents("latent/d", turn)
-        self._set_lr(self.D_optimizer, self.config.discriminator)
+        how = {"weights": weights, "probability": self._now(self.config.augment.probability)}
+        chance = self._mine(of_d_turn(self.config, self.sample, self.seed, turn, **how))
+        self._set_rates(self.D_optimizer, self.config.discriminator)
         self.D_optimizer.zero_grad(set_to_none=True)
-        for real, piece_z, labels, sync in self._pieces(self._d_turn, batch, z):
+        iterate_spectral_norms(self.D)
+        for real, piece_z, labels, luck, sync in self._pieces(self._d_turn, batch, z, chance):
             with torch.no_grad(), self._autocast():
                 fake = self.G(piece_z, labels).to(self.dtype)
             assert real is not None
-            with sync, self._autocast(enabled=not due):
-                loss, report = self._d_turn(real, fake, labels, *gammas)
+            with sync, self._autocast(enabled=not any(weights)):
+                loss, report = self._d_turn(real, fake, labels, weights, luck)
                 (loss * self._loss_scale).backward()
             self.means.add(report, count=len(piece_z))
-        self._report_gradient("d/grad_norm", self.D)
-        self.D_optimizer.step()
+        self._step("d", self.D, self.D_optimizer, self.config.discriminator)
+        clip = self.config.objective.weight_clip
+        if clip is not None:
+            with torch.no_grad():
+                for parameter in self.D.parameters():
+                    parameter.clamp_(-clip, clip)
         self.d_turns += 1
 
     def g_turn(self, batch: Batch | None) -> None:
@@ -128,25 +134,27 @@ class Game:
         `batch` holds fresh reals where `config.reals_in_g_turn`, else it is None.
         """
         z = self._my_latents("latent/g", self.g_turns)
-        self._set_lr(self.G_optimizer, self.config.generator)
+        probability = self._now(self.config.augment.probability)
+        chance = self._mine(
+            of_g_turn(self.config, self.seed, self.g_turns, probability=probability)
+        )
+        self._set_rates(self.G_optimizer, self.config.generator)
         self.G_optimizer.zero_grad(set_to_none=True)
         self.D.requires_grad_(False)  # its gradients are neither computed nor exchanged
-        for real, piece_z, labels, sync in self._pieces(self._g_turn, batch, z):
+        for real, piece_z, labels, luck, sync in self._pieces(self._g_turn, batch, z, chance):
             with sync, self._autocast():
-                loss, report = self._g_turn(real, piece_z, labels)
+                loss, report = self._g_turn(real, piece_z, labels, luck)
                 (loss * self._loss_scale).backward()
             self.means.add(report, count=len(piece_z))
         self.D.requires_grad_(True)
-        self._report_gradient("g/grad_norm", self.G)
-        self.G_optimizer.step()
+        self._step("g", self.G, self.G_optimizer, self.config.generator)
         self.g_turns += 1
         # BatchNorm counts its own rank's images; G_ema must be one generator, so rank 0's count.
         self.world.copy_from_first(self.G.buffers())
-        turns = self.config.turns
+        turns, ema = self.config.turns, self.config.ema
         new_images = turns.batch_size * self.d_steps / turns.g_steps
-        weight = decay(
-            self.config.ema, new_images=new_images, nimg=self.nimg, round_nimg=self._round_nimg
-        )
+        half_life = self._now(ema.half_life_kimg)
+        weight = decay(half_life, ramp_up=ema.ramp_up, new_images=new_images, nimg=self.nimg)
         self._ema.update(weight)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -195,14 +203,7 @@ class Game:
                 saved = {
                     k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
                 }
-                optimizer.state[parameter] = {
-                    # Adam counts steps in a CPU tensor; its moments lie in memory as the parameter
-                    # does.
-                    key: value.clone()
-                    if key == "step"
-                    else torch.empty_like(parameter).copy_(value)
-                    for key, value in saved.items()
-                }
+                optimizer.state[parameter] = recalled(parameter, saved)
         self.d_turns, self.g_turns = int(state["d_turns"]), int(state["g_turns"])
         self.means.load_state_dict(state, self.world)
         self.begin_round()
@@ -226,10 +227,13 @@ class Game:
         """The optimizer entries that a game which has taken its turns must have."""
         return {
             f"{player}_optimizer/{name}/{key}"
-            for player, turns in (("G", "g_turns"), ("D", "d_turns"))
+            for player, turns, config in (
+                ("G", "g_turns", self.config.generator),
+                ("D", "d_turns", self.config.discriminator),
+            )
             if turns in state and int(state[turns]) > 0
             for name, _ in getattr(self, player).named_parameters()
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            for key in remembered(config)
         }
 
     def _now(self, setting: Any) -> float:
@@ -237,16 +241,32 @@ class Game:
         nimg = self._round_nimg if isinstance(setting, Steps) else self.nimg
         return value_at(setting, nimg, total_nimg=self.config.turns.total_nimg)
 
-    def _set_lr(self, optimizer: torch.optim.Optimizer, config: PlayerConfig) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr_factor * self._now(config.lr)
+    def _penalty_weights(self) -> Weights:
+        """What D's next turn pays for: every so many turns, times their number."""
+        objective = self.config.objective
+        interval = objective.penalty_interval
+        if self.d_turns % interval:
+            return Weights()
+        settings = (objective.r1_gamma, objective.r2_gamma, objective.gp_lambda)
+        return Weights(*(interval * self._now(setting) for setting in settings))
 
-    def _report_gradient(self, name: str, player: nn.Module) -> None:
-        """|grad| over all parameters as the step will see it: DDP has averaged it already."""
-        gradients = [p.grad for p in player.parameters() if p.grad is not None]
-        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+    def _set_rates(self, optimizer: torch.optim.Optimizer, config: PlayerConfig) -> None:
+        lr, beta2 = self.lr_factor * self._now(config.lr), float(self._now(config.beta2))
+        set_rates(optimizer, lr=lr, beta2=beta2)
+
+    def _step(
+        self, name: str, player: nn.Module, optimizer: torch.optim.Optimizer, config: PlayerConfig
+    ) -> None:
+        """Reports |grad| over all parameters, as DDP has averaged it, cuts it where it is to be
+        cut, and steps.
+        """
+        parameters = [p for p in player.parameters() if p.grad is not None]
+        norms = torch._foreach_norm([p.grad for p in parameters])  # pyright: ignore
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        self.means.add_shared(name, norm, self.world)
+        self.means.add_shared(f"{name}/grad_norm", norm, self.world)
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
+        optimizer.step()
 
     @property
     def _loss_scale(self) -> float:
@@ -265,9 +285,16 @@ class Game:
         )
         return z[self.world.share(batch_size)].to(self.device, self.dtype)
 
-    def _pieces(self, turn: nn.Module, batch: Batch | None, z: Tensor) -> Iterator[tuple]:
-        """Splits a turn into micro-batches (real, z, labels, context); gradients are exchanged in
-        the last.
+    def _mine(self, chance: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's part of what was drawn for the global batch."""
+        share = self.world.share(self.config.turns.batch_size)
+        return {name: all[share].to(self.device, self.dtype) for name, all in chance.items()}
+
+    def _pieces(
+        self, turn: nn.Module, batch: Batch | None, z: Tensor, chance: dict[str, Tensor]
+    ) -> Iterator[tuple]:
+        """Splits a turn into micro-batches (real, z, labels, chance, context); gradients are
+        exchanged in the last.
         """
         size = self.config.turns.micro_batch or len(z)
         starts = range(0, len(z), size)
@@ -280,7 +307,8 @@ class Game:
             piece = slice(start, start + size)
             real = None if batch is None else self._to_unit_range(batch.samples[piece])
             sync = turn.no_sync() if is_ddp and start != starts[-1] else nullcontext()
-            yield real, z[piece], None if labels is None else labels[piece], sync
+            luck = {name: draws[piece] for name, draws in chance.items()}
+            yield real, z[piece], None if labels is None else labels[piece], luck, sync
 
     def _to_unit_range(self, samples: Shaped[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """uint8 images to [-1, 1] on the device; vectors pass as they are."""
@@ -304,11 +332,6 @@ class Game:
             device_ids=[self.device] if on_gpu else None,
             gradient_as_bucket_view=True,
         )
-
-
-def _adam(player: nn.Module, config: PlayerConfig) -> torch.optim.Adam:
-    betas = (float(config.beta1), float(config.beta2))  # Adam refuses an integer 0
-    return torch.optim.Adam(player.parameters(), lr=1.0, betas=betas, eps=1e-8, foreach=True)
 
 
 def _is_count(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,17 +11,70 @@ from torch import Tensor
 
 Samples = Float[Tensor, "n *shape"]
 Logits = Float[Tensor, " n"]
+Scores = Float[Tensor, "n *scores"]  # one logit each, or with the logits of classes beside it
+
+
+class Weights(NamedTuple):
+    """What the penalties of one turn weigh; 0 skips a penalty."""
+
+    r1: float = 0.0
+    r2: float = 0.0
+    gp: float = 0.0
+
+
+def logit_of(scores: Scores) -> Logits:
+    """The logit of real against fake among what D says of each sample."""
+    return scores if scores.ndim == 1 else scores[:, 0]
 
 
 def logits_and_steepness(
-    discriminator: Callable[[Samples], Logits], samples: Samples
-) -> tuple[Logits, Float[Tensor, " n"]]:
-    """D's logits and |grad_x D(x)|^2 for each sample, summed over the sample's values.
+    discriminator: Callable[[Samples], Scores], samples: Samples
+) -> tuple[Scores, Float[Tensor, " n"]]:
+    """What D says, and |grad_x D(x)|^2 for each sample, summed over the sample's values.
 
     R1 is gamma/2 of its mean over reals, R2 over fakes (Mescheder et al. 2018, eq. 9 and 10). Both
     results can be differentiated again. `torch.func.vjp` rather than `autograd.grad`, because it
     also works inside torch.compile; it needs a D that treats samples one by one (no BatchNorm).
     """
-    logits, pull_back = torch.func.vjp(discriminator, samples)[:2]  # typed as 2 or 3
-    (gradient,) = pull_back(torch.ones_like(logits))
-    return logits, gradient.square().flatten(1).sum(1)
+    scores, pull_back = torch.func.vjp(discriminator, samples)[:2]  # typed as 2 or 3
+    of_logits = torch.zeros_like(scores)
+    logit_of(of_logits).fill_(1)
+    (gradient,) = pull_back(of_logits)
+    return scores, gradient.square().flatten(1).sum(1)
+
+
+def logits_and_differences(
+    discriminator: Callable[[Samples], Scores],
+    samples: Samples,
+    noise: Samples,
+    *,
+    sigma: float,
+) -> tuple[Scores, Float[Tensor, " n"]]:
+    """As `logits_and_steepness`, by ((D(x + sigma noise) - D(x)) / sigma)^2.
+
+    Its mean over standard normal noise is |grad D|^2, up to terms of sigma^2: one more forward
+    takes the place of the second derivative (Lin et al. 2025, arXiv 2501.08316).
+    """
+    scores = discriminator(samples)
+    moved = discriminator(samples + sigma * noise)
+    return scores, ((logit_of(moved) - logit_of(scores)) / sigma).square()
+
+
+def excess_between(
+    discriminator: Callable[[Samples], Scores],
+    real: Samples,
+    fake: Samples,
+    mix: Float[Tensor, " n"],
+    *,
+    target: float,
+) -> Float[Tensor, " n"]:
+    """(|grad D(x)| - target)^2 for each pair, at x = mix real + (1 - mix) fake.
+
+    Gulrajani et al. 2017, eq. 3, where the target is 1; each pair has a `mix` of its own.
+    """
+    weight = mix.view(-1, *[1] * (real.ndim - 1))
+    _, steepness = logits_and_steepness(discriminator, weight * real + (1 - weight) * fake)
+    if target == 0:
+        return steepness
+    # A root has no slope at 0: the smallest number keeps a flat D's from being NaN.
+    return ((steepness + torch.finfo(steepness.dtype).tiny).sqrt() - target).square()

@@ -38,6 +38,20 @@ def latents(
     return torch.randn(batch_size, latent_dim, generator=generator(seed, stream, index))
 
 
+def uniform(
+    seed: int, stream: str, index: int, *, shape: tuple[int, ...]
+) -> Float[Tensor, "*shape"]:
+    """Numbers in [0, 1) of one turn, for the whole global batch."""
+    return torch.rand(shape, generator=generator(seed, stream, index))
+
+
+def normal(
+    seed: int, stream: str, index: int, *, shape: tuple[int, ...]
+) -> Float[Tensor, "*shape"]:
+    """Standard normal numbers of one turn, for the whole global batch."""
+    return torch.randn(shape, generator=generator(seed, stream, index))
+
+
 def public_latents(seeds: Int64[np.ndarray, " n"], *, latent_dim: int) -> Float[Tensor, "n z"]:
     """Latents of public seeds, one image each: the same on every machine and NumPy version.
 

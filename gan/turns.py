@@ -2,63 +2,118 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from gan.config import ObjectiveConfig
-from gan.objectives import OBJECTIVES
-from gan.penalties import logits_and_steepness
+from gan.augment import augment
+from gan.config import ObjectiveConfig, Policy
+from gan.objectives import OBJECTIVES, Objective
+from gan.penalties import (
+    Weights,
+    excess_between,
+    logit_of,
+    logits_and_differences,
+    logits_and_steepness,
+)
+from gan.world import World
+
+Samples = Float[Tensor, "n *shape"]
+Labels = Int64[Tensor, " n"]
+Scores = Float[Tensor, "n *scores"]
+Logits = Float[Tensor, " n"]
+Sum = Float[Tensor, ""]
+Chance = Mapping[str, Tensor]  # gan.chance, for these samples
 
 
 class DTurn(nn.Module):
     """D and its loss as one module, so that DDP sees one forward for each backward, penalties
     included.
+
+    D sees samples after the augmentation `policies`, and penalties are on the samples before it.
+    `class_weight` weighs what an auxiliary classifier gets wrong, on reals and fakes (Odena et al.
+    2017, eq. 3).
     """
 
-    def __init__(self, discriminator: nn.Module, config: ObjectiveConfig):
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        config: ObjectiveConfig,
+        *,
+        policies: tuple[Policy, ...] = (),
+        class_weight: float = 0.0,
+    ):
         super().__init__()
         self.player = discriminator
-        self.objective = OBJECTIVES[config.name]
+        self.config, self.objective = config, OBJECTIVES[config.name]
+        self.policies, self.class_weight = policies, class_weight
 
     def forward(
         self,
-        real: Float[Tensor, "n *shape"],
-        fake: Float[Tensor, "n *shape"],
-        labels: Int64[Tensor, " n"] | None,
-        r1_gamma: float,
-        r2_gamma: float,
-    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The loss summed over the samples, and sums to report; gamma 0 skips that penalty."""
+        real: Samples,
+        fake: Samples,
+        labels: Labels | None,
+        weights: Weights,
+        chance: Chance,
+    ) -> tuple[Sum, dict[str, Sum]]:
+        """The loss summed over the samples, and sums to report."""
 
-        def score(samples: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-            return self.player(samples, labels).to(real.dtype)
+        def judge(side: str) -> Callable[[Samples], Scores]:
+            how = {"policies": self.policies, "draws": chance.get(side)}
+            return partial(_judged, self.player, labels, dtype=real.dtype, **how)
 
-        if r1_gamma:
-            real_logits, r1 = logits_and_steepness(score, real)
-        else:
-            real_logits, r1 = score(real), None
-        if r2_gamma:
-            fake_logits, r2 = logits_and_steepness(score, fake)
-        else:
-            fake_logits, r2 = score(fake), None
-
+        real_scores, r1 = self._scored(judge("real"), real, weights.r1, chance.get("near_real"))
+        fake_scores, r2 = self._scored(judge("fake"), fake, weights.r2, chance.get("near_fake"))
+        real_logits, fake_logits = logit_of(real_scores), logit_of(fake_scores)
+        report = {
+            "d/real_logit": real_logits.detach().sum(),
+            "d/fake_logit": fake_logits.detach().sum(),
+        }
+        real_logits, fake_logits = _compared(self.objective, real_logits, fake_logits)
         loss = self.objective.d_loss(real_logits, fake_logits).sum()
-        report = {"d/loss": loss.detach()}
-        for name, gamma, steepness in (("d/r1", r1_gamma, r1), ("d/r2", r2_gamma, r2)):
-            if steepness is not None:
-                loss = loss + gamma / 2 * steepness.sum()
-                report[name] = steepness.detach().sum()
+        report["d/loss"] = loss.detach()
+        gp = None
+        if weights.gp:
+            target, mix = self.config.gp_target, chance["mix"]
+            gp = excess_between(judge("real"), real, fake, mix, target=target)
+        penalties = (
+            ("r1", weights.r1 / 2, r1),
+            ("r2", weights.r2 / 2, r2),
+            ("gp", weights.gp, gp),
+        )
+        for name, weight, penalty in penalties:
+            if penalty is not None:
+                loss = loss + weight * penalty.sum()
+                report[f"d/{name}"] = penalty.detach().sum()
+        if self.class_weight:
+            wrong = _class_loss(real_scores, labels) + _class_loss(fake_scores, labels)
+            loss = loss + self.class_weight * wrong
+            report["d/class_loss"] = wrong.detach()
         with torch.no_grad():
-            report["game/value"] = self.objective.value(real_logits, fake_logits).sum()
-            report["d/real_logit"] = real_logits.sum()
-            report["d/fake_logit"] = fake_logits.sum()
+            name = "game/distance" if self.objective.coin is None else "game/value"
+            report[name] = self.objective.value(real_logits, fake_logits).sum()
             report["d/real_sign"], report["d/accuracy"] = self._judgement(real_logits, fake_logits)
         return loss, report
 
-    def _judgement(
-        self, real: Float[Tensor, " n"], fake: Float[Tensor, " n"]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def _scored(
+        self,
+        judge: Callable[[Samples], Scores],
+        samples: Samples,
+        weight: float,
+        noise: Samples | None,
+    ) -> tuple[Scores, Logits | None]:
+        """What D says of each sample, and how steep it is there if that weighs anything."""
+        if not weight:
+            return judge(samples), None
+        if noise is None:
+            return logits_and_steepness(judge, samples)
+        return logits_and_differences(judge, samples, noise, sigma=self.config.penalty_sigma)
+
+    def _judgement(self, real: Logits, fake: Logits) -> tuple[Sum, Sum]:
         """E sign(logit) over reals, the r_t of Karras et al. 2020, eq. 1, and D's accuracy, as
         sums; a logit of 0 is a tossed coin.
 
@@ -74,27 +129,85 @@ class DTurn(nn.Module):
 class GTurn(nn.Module):
     """G and its loss as one module. The opponent is not part of it: DDP must not exchange D's
     gradients.
+
+    `policies` and `class_weight` are as in `DTurn`.
     """
 
-    def __init__(self, generator: nn.Module, opponent: nn.Module, config: ObjectiveConfig):
+    def __init__(
+        self,
+        generator: nn.Module,
+        opponent: nn.Module,
+        config: ObjectiveConfig,
+        *,
+        policies: tuple[Policy, ...] = (),
+        class_weight: float = 0.0,
+    ):
         super().__init__()
         self.player = generator
         self._opponent = (opponent,)  # a tuple hides it from nn.Module's registry
-        self.objective = OBJECTIVES[config.name]
+        self.objective, self.relative = OBJECTIVES[config.name], config.relative
+        self.policies, self.class_weight = policies, class_weight
 
     def forward(
         self,
-        real: Float[Tensor, "n *shape"] | None,
+        real: Samples | None,
         z: Float[Tensor, "n z"],
-        labels: Int64[Tensor, " n"] | None,
-    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        labels: Labels | None,
+        chance: Chance,
+    ) -> tuple[Sum, dict[str, Sum]]:
         """The loss summed over the samples, and sums to report."""
         (opponent,) = self._opponent
-        fake_logits = opponent(self.player(z, labels), labels).to(z.dtype)
-        if self.objective.pairs:
+
+        def judge(side: str, samples: Samples) -> Scores:
+            how = {"policies": self.policies, "draws": chance.get(side)}
+            return _judged(opponent, labels, samples, dtype=z.dtype, **how)
+
+        fake_scores = judge("fake", self.player(z, labels))
+        fake_logits = logit_of(fake_scores)
+        if self.relative:
+            assert real is not None
             with torch.no_grad():
-                real_logits = opponent(real, labels).to(z.dtype)
+                real_logits = logit_of(judge("real", real))
         else:
             real_logits = torch.zeros_like(fake_logits)  # not looked at
+        real_logits, fake_logits = _compared(self.objective, real_logits, fake_logits)
         loss = self.objective.g_loss(real_logits, fake_logits).sum()
-        return loss, {"g/loss": loss.detach()}
+        report = {"g/loss": loss.detach()}
+        if self.class_weight:
+            wrong = _class_loss(fake_scores, labels)
+            loss = loss + self.class_weight * wrong
+            report["g/class_loss"] = wrong.detach()
+        return loss, report
+
+
+def _judged(
+    discriminator: nn.Module,
+    labels: Labels | None,
+    samples: Samples,
+    *,
+    dtype: torch.dtype,
+    policies: tuple[Policy, ...],
+    draws: Tensor | None,
+) -> Scores:
+    """What D says of samples after their augmentation."""
+    if policies:
+        assert draws is not None
+        samples = augment(samples, draws, policies=policies)
+    return discriminator(samples, labels).to(dtype)
+
+
+def _class_loss(scores: Scores, labels: Labels | None) -> Sum:
+    """-log p(label) by the logits beside the first, summed over the samples."""
+    assert labels is not None
+    return cross_entropy(scores[:, 1:], labels, reduction="sum")
+
+
+def _compared(objective: Objective, real: Logits, fake: Logits) -> tuple[Logits, Logits]:
+    """The logits as the losses take them: relative to the other side's mean where that is the
+    game, over the batches of all ranks. Every rank must call this.
+    """
+    if not objective.averages:
+        return real, fake
+    sums = torch.stack([real.sum(), fake.sum(), real.new_tensor(float(len(real)))])
+    real_sum, fake_sum, count = World.current().sum_with_gradient(sums)
+    return real - fake_sum / count, fake - real_sum / count

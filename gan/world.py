@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -45,3 +47,21 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def sum_with_gradient(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, through which gradients flow to every rank's part.
+
+        A gradient here is of the sum of all ranks' losses, so the backward pass adds up over ranks
+        too. Every rank must call this, and go backward through it.
+        """
+        return _Sum.apply(values) if self.size > 1 else values  # pyright: ignore[reportReturnType]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return World.current().sum(values.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return World.current().sum(gradients[0].contiguous().clone())

@@ -39,7 +39,7 @@ KEPT = (
     *(
         f"{player}.{setting}"
         for player in ("generator", "discriminator")
-        for setting in ("network", "width", "depth", "norm")
+        for setting in ("network", "width", "depth", "norm", "optimizer")
     ),
 )
 
@@ -118,7 +118,7 @@ def fork_of(name: str, fork: str, experiment: Experiment, shards: ShardSet) -> R
 
 
 def _refuse_misfits(parent: Run, experiment: Experiment, shards: ShardSet, *, nimg: int) -> None:
-    old, new = parent.experiment.identity, experiment.identity
+    old, new = parent.experiment.flat(), experiment.flat()
     mistakes = [
         f"{key} must stay {old[key]!r} in a branch of {parent.name}, got {new[key]!r}"
         for key in KEPT

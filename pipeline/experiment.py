@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gan.config import (
+    AugmentConfig,
     ConditioningConfig,
     DiscriminatorConfig,
     EmaConfig,
@@ -26,6 +27,23 @@ from pipeline.search_config import SearchConfig
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# Came after the first runs. Where they are as they were then, they are no part of an identity, so
+# that those runs go on.
+LATER = (
+    *(
+        f"{player}.{setting}"
+        for player in ("generator", "discriminator")
+        for setting in ("optimizer", "weight_decay", "max_grad_norm")
+    ),
+    "objective.gp_lambda",
+    "objective.gp_target",
+    "objective.penalty_method",
+    "objective.penalty_sigma",
+    "objective.weight_clip",
+    "conditioning.auxiliary_weight",
+    "augment.policies",
+    "augment.probability",
+)
 OWN_WEIGHTS = ("pixels", "digits", "lite0")  # extractors that take none from elsewhere
 
 
@@ -205,6 +223,7 @@ class Experiment:
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     turns: TurnsConfig = field(default_factory=TurnsConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
@@ -241,6 +260,7 @@ class Experiment:
             conditioning=self.conditioning,
             turns=self.turns,
             ema=self.ema,
+            augment=self.augment,
         )
 
     @property
@@ -294,9 +314,14 @@ class Experiment:
             "conditioning",
             "turns",
             "ema",
+            "augment",
         )
         values = self.to_dict()
         identity = dict(leaves({part: values[part] for part in parts}))
+        first = dict(leaves(dataclasses.asdict(GameConfig())))
+        for key in LATER:
+            if identity.get(key) == first[key]:
+                identity.pop(key)
         for key in self.data.without_effect:  # the digest of the data counts, not its place
             identity.pop(f"data.{key}")
         if self.watchdog.action == "rollback":  # its remedies are part of the trajectory

@@ -276,10 +276,14 @@ def best_file(ledger: Ledger, trial: Trial, best: Best) -> Experiment:
 
 def _spans_the_run(experiment: Experiment) -> bool:
     """Whether a setting's schedule depends on the length of the run."""
-    objective = experiment.objective
-    settings = (experiment.generator.lr, experiment.discriminator.lr,
-                objective.r1_gamma, objective.r2_gamma)  # fmt: skip
-    return any(isinstance(value, Schedule) and value.over_kimg is None for value in settings)
+    game = experiment.game
+    sections = [getattr(game, part.name) for part in dataclasses.fields(game)]
+    return any(
+        isinstance(value, Schedule) and value.over_kimg is None
+        for section in sections
+        for setting in dataclasses.fields(section)
+        if (value := getattr(section, setting.name)) is not None
+    )
 
 
 def _each(cluster: ClusterConfig) -> Each:

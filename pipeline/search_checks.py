@@ -18,6 +18,7 @@ CHANGEABLE = (  # what PBT may change while a game is on
     "discriminator.lr",
     "objective.r1_gamma",
     "objective.r2_gamma",
+    "objective.gp_lambda",
     "turns.d_steps",
     "ema.half_life_kimg",
 )

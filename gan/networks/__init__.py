@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -9,18 +11,32 @@ from torch import nn
 
 from gan.config import Conditioning, DiscriminatorConfig, GeneratorConfig, Sample
 from gan.networks import dcgan, mlp
+from gan.networks.parts import (
+    BesideLabel,
+    ClassifierHead,
+    LogitHead,
+    iterate_spectral_norms,
+    spectrally_normalized,
+)
 from gan.randomness import derive_seed
+
+__all__ = ["FAMILIES", "build_discriminator", "build_generator", "iterate_spectral_norms"]
+
+Head = Callable[[int], nn.Module]  # num_features to what maps (n, num_features), labels to logits
 
 
 class Family(Protocol):
-    """What a network family offers; `shape` is (channels, height, width) or (features,)."""
+    """What a network family offers; `shape` is (channels, height, width) or (features,).
+
+    How labels enter D is not a family's business: it ends in the `head` that it is given.
+    """
 
     def generator(
         self, config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int
     ) -> nn.Module: ...
 
     def discriminator(
-        self, config: DiscriminatorConfig, shape: tuple[int, ...], *, num_classes: int
+        self, config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Head
     ) -> nn.Module: ...
 
 
@@ -45,13 +61,22 @@ def build_generator(
 def build_discriminator(
     config: DiscriminatorConfig, *, conditioning: Conditioning, sample: Sample, seed: int
 ) -> nn.Module:
-    """D: samples and labels (n,) or None to one logit each, (n,). Weights follow from `seed`
-    alone.
+    """D: samples and labels (n,) or None to one logit each, (n,); with an auxiliary classifier to
+    (n, 1 + classes), the logit first. Weights follow from `seed` alone.
     """
     classes = sample.num_classes if conditioning != "none" else 0
+    head = partial(LogitHead, num_classes=classes if conditioning == "projection" else 0)
+    if conditioning == "auxiliary":
+        head = partial(ClassifierHead, num_classes=classes)
+    beside = conditioning == "concatenation"
+    shape = BesideLabel.seen_shape(sample.shape) if beside else sample.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init/discriminator", 0))
-        player = FAMILIES[config.network].discriminator(config, sample.shape, num_classes=classes)
+        player = FAMILIES[config.network].discriminator(config, shape, head=head)
+        if beside:
+            player = BesideLabel(player, sample.shape, num_classes=classes)
+        if config.norm == "spectral":
+            player = spectrally_normalized(player)
     return _channels_last(player)
 
 

@@ -4,12 +4,14 @@ size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig
-from gan.networks.parts import LEAK, LabelledLatent, LogitHead, he_normal, normalization
+from gan.networks.parts import LEAK, LabelledLatent, he_normal, normalization
 
 MAX_WIDENING = 8  # channels stop doubling at 8 x width, as in the paper's 64 px networks
 
@@ -61,7 +63,13 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Image to logit: a strided convolution per halving down to 4x4, then linear."""
 
-    def __init__(self, config: DiscriminatorConfig, shape: tuple[int, ...], *, num_classes: int):
+    def __init__(
+        self,
+        config: DiscriminatorConfig,
+        shape: tuple[int, ...],
+        *,
+        head: Callable[[int], nn.Module],
+    ):
         super().__init__()
         in_channels, size, _ = shape
         self.downs = nn.ModuleList()
@@ -69,20 +77,20 @@ class Discriminator(nn.Module):
         channels, resolution = in_channels, size // 2
         while resolution >= 4:
             wider = channels_at(resolution, size=size, width=config.width)
-            norm = (
-                (config.norm or "none") if self.downs else "none"
-            )  # the paper leaves D's first layer free
+            # The paper leaves D's first layer free; a spectral norm is of the weights.
+            free = not self.downs or config.norm in (None, "spectral")
+            norm = "none" if free else config.norm
             self.downs.append(nn.Conv2d(channels, wider, 4, 2, 1, bias=norm == "none"))
             he_normal(
                 self.downs[-1], fan_in=16 * channels, slope=LEAK if resolution < size // 2 else 1
             )
             self.norms.append(normalization(norm, wider))
             channels, resolution = wider, resolution // 2
-        self.head = LogitHead(channels * 16, num_classes=num_classes)
+        self.head = head(channels * 16)
 
     def forward(
         self, images: Float[Tensor, "n c s s"], labels: Int64[Tensor, " n"] | None
-    ) -> Float[Tensor, " n"]:
+    ) -> Float[Tensor, "n *scores"]:
         x = images
         for down, norm in zip(self.downs, self.norms, strict=True):
             x = F.leaky_relu(norm(down(x)), LEAK)
@@ -95,7 +103,7 @@ def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: i
 
 
 def discriminator(
-    config: DiscriminatorConfig, shape: tuple[int, ...], *, num_classes: int
+    config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Callable[[int], nn.Module]
 ) -> Discriminator:
-    """D for images of `shape`; `num_classes` 0 means unconditional."""
-    return Discriminator(config, shape, num_classes=num_classes)
+    """D for images of `shape`, ending in `head` of its number of features."""
+    return Discriminator(config, shape, head=head)

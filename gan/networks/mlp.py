@@ -5,6 +5,7 @@ shape.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 from jaxtyping import Float, Int64
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig
-from gan.networks.parts import LEAK, LabelledLatent, LogitHead, he_normal
+from gan.networks.parts import LEAK, LabelledLatent, he_normal
 
 DEFAULT_DEPTH = 3
 
@@ -54,14 +55,20 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Sample to logit."""
 
-    def __init__(self, config: DiscriminatorConfig, shape: tuple[int, ...], *, num_classes: int):
+    def __init__(
+        self,
+        config: DiscriminatorConfig,
+        shape: tuple[int, ...],
+        *,
+        head: Callable[[int], nn.Module],
+    ):
         super().__init__()
         self.layers = _Layers(math.prod(shape), width=config.width, depth=config.depth)
-        self.head = LogitHead(config.width, num_classes=num_classes)
+        self.head = head(config.width)
 
     def forward(
         self, samples: Float[Tensor, "n *shape"], labels: Int64[Tensor, " n"] | None
-    ) -> Float[Tensor, " n"]:
+    ) -> Float[Tensor, "n *scores"]:
         return self.head(self.layers(samples.flatten(1)), labels)
 
 
@@ -71,7 +78,7 @@ def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: i
 
 
 def discriminator(
-    config: DiscriminatorConfig, shape: tuple[int, ...], *, num_classes: int
+    config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Callable[[int], nn.Module]
 ) -> Discriminator:
-    """D for samples of `shape`; `num_classes` 0 means unconditional."""
-    return Discriminator(config, shape, num_classes=num_classes)
+    """D for samples of `shape`, ending in `head` of its number of features."""
+    return Discriminator(config, shape, head=head)

@@ -7,6 +7,7 @@ import math
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from gan.config import Norm
 
@@ -33,6 +34,33 @@ def normalization(norm: Norm, channels: int) -> nn.Module:
     if norm == "group":
         return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
     return nn.Identity()
+
+
+def spectrally_normalized(player: nn.Module) -> nn.Module:
+    """The player with every layer's weight divided by its largest singular value (Miyato et al.
+    2018, eq. 8), as known from power iterations; `iterate_spectral_norms` takes the next one.
+    """
+    layers = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
+    for layer in [module for module in player.modules() if isinstance(module, layers)]:
+        # In eval mode a forward does not iterate: how often D looks depends on micro-batches, and
+        # so on the number of workers.
+        parametrizations.spectral_norm(layer)
+        _spectral_norm_of(layer).eval()
+    return player
+
+
+def iterate_spectral_norms(player: nn.Module) -> None:
+    """One power iteration in every spectrally normalized layer, if there are any."""
+    for layer in player.modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            norm = _spectral_norm_of(layer).train()
+            with torch.no_grad():
+                _ = layer.weight
+            norm.eval()
+
+
+def _spectral_norm_of(layer: nn.Module) -> nn.Module:
+    return layer.get_submodule("parametrizations.weight.0")
 
 
 class LabelledLatent(nn.Module):
@@ -76,3 +104,45 @@ class LogitHead(nn.Module):
             return logits
         assert labels is not None, "a conditional D was shown images without labels"
         return logits + (self.embedding(labels) * features).sum(dim=1)
+
+
+class ClassifierHead(nn.Module):
+    """Features (n, f) to a logit of real against fake and one for each class, (n, 1 + classes);
+    the label is not looked at (Odena et al. 2017).
+    """
+
+    def __init__(self, num_features: int, *, num_classes: int):
+        super().__init__()
+        self.logit = LogitHead(num_features, num_classes=0)
+        self.classes = nn.Linear(num_features, num_classes)
+        he_normal(self.classes, fan_in=2 * num_features)
+
+    def forward(
+        self, features: Float[Tensor, "n f"], labels: Int64[Tensor, " n"] | None
+    ) -> Float[Tensor, "n k"]:
+        logits = self.logit(features, None)
+        return torch.cat([logits[:, None], self.classes(features)], dim=1)
+
+
+class BesideLabel(nn.Module):
+    """A D that sees a learned picture of the label beside the sample (Mirza & Osindero 2014): one
+    more channel of an image, as many more features of a vector.
+    """
+
+    def __init__(self, player: nn.Module, shape: tuple[int, ...], *, num_classes: int):
+        super().__init__()
+        self.player = player
+        self.shape = (1, *shape[1:]) if len(shape) == 3 else shape
+        self.embedding = nn.Embedding(num_classes, math.prod(self.shape))
+
+    @staticmethod
+    def seen_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what `player` sees of samples of `shape`."""
+        return (shape[0] + 1, *shape[1:]) if len(shape) == 3 else (2 * shape[0],)
+
+    def forward(
+        self, samples: Float[Tensor, "n *shape"], labels: Int64[Tensor, " n"] | None
+    ) -> Float[Tensor, " n"]:
+        assert labels is not None, "a conditional D was shown images without labels"
+        beside = self.embedding(labels).view(-1, *self.shape).to(samples.dtype)
+        return self.player(torch.cat([samples, beside], dim=1), None)

@@ -52,6 +52,11 @@ def state_after(rounds: int, changes: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in game.state_dict().items()}
 
 
+def states_after(rounds: int, many: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    """`state_after` of each of `many` games, in one process of ranks."""
+    return [state_after(rounds, changes) for changes in many]
+
+
 def told(ticks: list[Tick]) -> list[tuple[int, dict[str, float]]]:
     """What ticks say of the game, without how fast it was played."""
     return [
@@ -101,24 +106,53 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[n].double() - b[n].double()).abs().max()) for n in names)
 
 
-def gradients_of_one_d_turn() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """D's gradients after a penalized turn: as DDP left them, and this rank's own without DDP."""
-    config = small_game()
-    game = new_game(config)
-    world = game.world
-    batch = next(stream(config, world))
-    game.d_turn(batch)
-    exchanged = {n: p.grad.clone() for n, p in game.D.named_parameters() if p.grad is not None}
+def gradients_of_one_round(changes: dict[str, Any]) -> dict[str, Tensor]:
+    """Both players' gradients in a first round, as DDP left them."""
+    game = play_rounds(new_game(small_game(**changes)), 1)
+    return {
+        f"{name}/{key}": parameter.grad.clone()
+        for name, player in (("D", game.D), ("G", game.G))
+        for key, parameter in player.named_parameters()
+        if parameter.grad is not None
+    }
 
-    alone = new_game(config)
-    share = world.share(config.turns.batch_size)
-    z = alone._my_latents("latent/d", 0)
-    with torch.no_grad():
-        fake = alone.G(z, None)
-    turn = alone._d_turn
-    if isinstance(turn, DistributedDataParallel):
-        turn = turn.module
-    loss, _ = turn(alone._to_unit_range(batch.samples), fake, None, 1.0, 1.0)
+
+def own_gradients_of_one_round(changes: dict[str, Any]) -> dict[str, Tensor]:
+    """The same of this rank's own share, without DDP: of the mean of its own losses."""
+    config = small_game(**changes)
+    game, g_turn_only = new_game(config), new_game(config)
+    share = game.world.share(config.turns.batch_size)
+    batches = stream(config, game.world)
+    own = {}
+    loss = d_loss_of(game, next(batches))
     (loss / (share.stop - share.start)).backward()
-    own = {n: p.grad.clone() for n, p in alone.D.named_parameters() if p.grad is not None}
-    return exchanged, own
+    own |= {f"D/{n}": p.grad.clone() for n, p in game.D.named_parameters() if p.grad is not None}
+
+    # In a round G meets the D that has just learned, with DDP.
+    g_turn_only.d_turn(next(stream(config, game.world)))
+    game.D.load_state_dict(g_turn_only.D.state_dict())
+    batch = next(batches) if config.reals_in_g_turn else None
+    real = None if batch is None else game._to_unit_range(batch.samples)
+    turn = (
+        game._g_turn.module if isinstance(game._g_turn, DistributedDataParallel) else game._g_turn
+    )
+    loss, _ = turn(real, game._my_latents("latent/g", 0), None, {})
+    (loss / (share.stop - share.start)).backward()
+    return own | {f"G/{n}": p.grad for n, p in game.G.named_parameters() if p.grad is not None}
+
+
+def d_loss_of(game: Game, batch: Batch) -> Tensor:
+    """The sum of D's losses of this rank's share in its first turn, without DDP."""
+    z = game._my_latents("latent/d", 0)
+    with torch.no_grad():
+        fake = game.G(z, None)
+    turn = (
+        game._d_turn.module if isinstance(game._d_turn, DistributedDataParallel) else game._d_turn
+    )
+    real = game._to_unit_range(batch.samples)
+    return turn(real, fake, None, game._penalty_weights(), {})[0]
+
+
+def exchanged_and_own(many: list[dict[str, Any]]) -> list[tuple[dict, dict]]:
+    """Gradients of one round of each small game: as DDP left them, and this rank's own."""
+    return [(gradients_of_one_round(how), own_gradients_of_one_round(how)) for how in many]

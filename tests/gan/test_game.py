@@ -23,14 +23,17 @@ from gan.config import (
 )
 from gan.game import Game
 from gan.loop import training
+from gan.objectives import OBJECTIVES
 from tests.conftest import small_game
 from tests.gan.play import (
-    gradients_of_one_d_turn,
+    exchanged_and_own,
+    gradients_of_one_round,
     largest_difference,
     new_game,
     play_on,
     play_rounds,
     state_after,
+    states_after,
     stream,
     ticks_and_state,
 )
@@ -251,12 +254,30 @@ def test_ranks_end_with_bit_identical_weights():
     assert equal(first, second)
 
 
+EACH_OBJECTIVE = [
+    {
+        "objective": ObjectiveConfig(name=name),
+        "turns": TurnsConfig(batch_size=8, total_kimg=1, precision="float64"),
+    }
+    for name in OBJECTIVES
+]
+
+
 @pytest.mark.slow
-def test_r1_and_r2_through_ddp_equal_the_mean_of_the_ranks_own_gradients():
-    (exchanged, own), (exchanged_too, own_too) = run_ranks(gradients_of_one_d_turn, 2)
-    for name, gradient in exchanged.items():
-        assert torch.equal(gradient, exchanged_too[name])
-        torch.testing.assert_close(gradient, (own[name] + own_too[name]) / 2, rtol=1e-5, atol=1e-7)
+def test_gradients_through_ddp_are_the_mean_of_the_ranks_own_and_those_of_one_worker():
+    """With R1 and R2. An objective of means over the batch has no gradients of ranks of their own:
+    there the batch's, as one worker has them, are all that there is to equal.
+    """
+    ranks = run_ranks(exchanged_and_own, 2, EACH_OBJECTIVE)
+    for name, changes, first, second in zip(OBJECTIVES, EACH_OBJECTIVE, *ranks, strict=True):
+        (exchanged, own), (exchanged_too, own_too) = first, second
+        assert equal(exchanged, exchanged_too)
+        torch.testing.assert_close(
+            exchanged, gradients_of_one_round(changes), rtol=1e-10, atol=1e-12
+        )
+        if not OBJECTIVES[name].averages:
+            mean = {n: (own[n] + own_too[n]) / 2 for n in own}
+            torch.testing.assert_close(exchanged, mean, rtol=1e-10, atol=1e-12)
 
 
 def test_micro_batches_accumulate_to_the_whole_batch():
@@ -405,23 +426,30 @@ def test_a_game_that_the_data_does_not_allow_is_refused_with_every_reason():
     ]  # fmt: skip
 
 
+DOUBLE = TurnsConfig(batch_size=8, precision="float64")
+SPLIT_GAMES: dict[str, dict] = {
+    "micro-batches of uneven shares": {
+        "turns": TurnsConfig(batch_size=8, micro_batch=3, precision="float64")
+    },
+    "conditional, two D turns, lazy penalty": {
+        "turns": TurnsConfig(batch_size=8, d_steps=2, precision="float64"),
+        "conditioning": ConditioningConfig(name="projection"),
+        "objective": ObjectiveConfig(name="nonsaturating", penalty_interval=3),
+    },
+    "means over the batch": {  # of uneven shares: a mean of the ranks' means is another game
+        "turns": DOUBLE,
+        "objective": ObjectiveConfig(name="relativistic-average"),
+    },
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"turns": TurnsConfig(batch_size=8, micro_batch=3, precision="float64")},
-        {
-            "turns": TurnsConfig(batch_size=8, d_steps=2, precision="float64"),
-            "conditioning": ConditioningConfig(name="projection"),
-            "objective": ObjectiveConfig(name="nonsaturating", penalty_interval=3),
-        },
-    ],
-    ids=["micro-batches of uneven shares", "conditional, two D turns, lazy penalty"],
-)
-def test_three_workers_play_what_one_plays(changes):
-    alone = state_after(20, changes)
-    for state in run_ranks(state_after, 3, 20, changes):
-        assert largest_difference(state, alone) < TOLERANCE["float64"]
+def test_three_workers_play_what_one_plays():
+    games = list(SPLIT_GAMES.values())
+    alone = states_after(20, games)
+    for rank in run_ranks(states_after, 3, 20, games):
+        for name, state, one in zip(SPLIT_GAMES, rank, alone, strict=True):
+            assert largest_difference(state, one) < TOLERANCE["float64"], name
 
 
 @pytest.mark.slow

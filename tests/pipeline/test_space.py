@@ -509,7 +509,7 @@ def test_combinations_that_break_a_rule_name_the_values_that_do():
         (mistake,) = caught.value.mistakes
         assert mistake.startswith(
             "search.space: discriminator.norm = batch and objective.r1_gamma = 2: "
-            "discriminator.norm must be 'none' or 'group'"
+            "discriminator.norm must be 'none', 'group' or 'spectral'"
         )
 
 

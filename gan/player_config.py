@@ -1,0 +1,102 @@
+"""The dials of the two players: their networks and their optimizers; imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from gan.rules import check, check_all
+from gan.schedules import Schedule, Steps, bounds, shown
+
+Network = Literal["dcgan", "mlp"]
+Norm = Literal["none", "group", "batch", "spectral"]
+Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlayerConfig:
+    """What both players share: a network and its optimizer.
+
+    "adam" (Kingma & Ba 2015), "adamw" (Loshchilov & Hutter 2019), "rmsprop" (Tieleman & Hinton
+    2012) or "sgd". beta1 is the weight of the past in Adam's mean, and the momentum of the other
+    two; beta2 that in the mean square, which sgd has none of.
+    """
+
+    network: Network = "dcgan"
+    width: int = 32  # dcgan: channels at half the image's resolution; mlp: units a layer
+    depth: int | None = None  # mlp: hidden layers, 3 where left out; dcgan: set by the image size
+    norm: Norm | None = None  # dcgan: 'none' where left out
+    lr: float | Schedule | Steps = 2e-4
+    beta1: float = 0.0
+    beta2: float | Schedule | Steps = 0.99
+    optimizer: Optimizer = "adam"
+    weight_decay: float = 0.0  # adamw's: weights shrink by lr times this in each turn
+    max_grad_norm: float | None = None  # longer gradients, over all parameters, are cut to this
+
+    def __post_init__(self) -> None:
+        low, high = bounds(self.lr)
+        check(
+            (1 <= self.width <= 4096, f"width must be between 1 and 4096, got {self.width}"),
+            (
+                self.depth is None or self.network == "mlp",
+                f"depth is for network = 'mlp' only (a dcgan's follows from the image size), "
+                f"got {self.depth} with network = '{self.network}'",
+            ),
+            (self.depth is None or self.depth >= 1, f"depth must be >= 1, got {self.depth}"),
+            (
+                self.norm in (None, "none", "spectral") or self.network == "dcgan",
+                f"norm = '{self.norm}' is for network = 'dcgan' only; an mlp plays without",
+            ),
+            (low > 0 and high < math.inf, f"lr must be > 0 and finite, got {shown(self.lr)}"),
+            (0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}"),
+            (
+                bounds(self.beta2)[0] >= 0 and bounds(self.beta2)[1] < 1,
+                f"beta2 must be in [0, 1), got {shown(self.beta2)}",
+            ),
+            (
+                0 <= self.weight_decay < math.inf,
+                f"weight_decay must be >= 0 and finite, got {self.weight_decay}",
+            ),
+            (
+                self.weight_decay == 0 or self.optimizer == "adamw",
+                f"weight_decay is for optimizer = 'adamw' only, "
+                f"got {self.weight_decay} with optimizer = '{self.optimizer}'",
+            ),
+            (
+                self.max_grad_norm is None or 0 < self.max_grad_norm < math.inf,
+                f"max_grad_norm must be > 0 and finite, got {self.max_grad_norm}",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratorConfig(PlayerConfig):
+    """The counterfeiter G: latent z (and label) to an image.
+
+    norm = "batch" is the classic DCGAN; its statistics are per worker, so it is the one choice
+    that ties the trajectory to the number of workers.
+    """
+
+    norm: Norm | None = None  # dcgan: 'group' where left out
+    latent_dim: int = 64
+
+    def __post_init__(self) -> None:
+        own = (
+            (self.latent_dim >= 1, f"latent_dim must be >= 1, got {self.latent_dim}"),
+            (
+                self.norm != "spectral",
+                "norm must be 'none', 'group' or 'batch' (spectral normalization bounds a D), "
+                "got 'spectral'",
+            ),
+        )
+        check_all(lambda: check(*own), lambda: PlayerConfig.__post_init__(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiscriminatorConfig(PlayerConfig):
+    """The police D: an image (and label) to one logit.
+
+    norm = "spectral" divides each layer's weight by its largest singular value (Miyato et al.
+    2018, eq. 8), estimated by one power iteration before each of D's turns.
+    """
