@@ -78,8 +78,8 @@ class Discriminator(nn.Module):
         while resolution >= 4:
             wider = channels_at(resolution, size=size, width=config.width)
             # The paper leaves D's first layer free; a spectral norm is of the weights.
-            free = not self.downs or config.norm in (None, "spectral")
-            norm = "none" if free else config.norm
+            norm = config.norm if self.downs and config.norm != "spectral" else None
+            norm = norm or "none"
             self.downs.append(nn.Conv2d(channels, wider, 4, 2, 1, bias=norm == "none"))
             he_normal(
                 self.downs[-1], fan_in=16 * channels, slope=LEAK if resolution < size // 2 else 1

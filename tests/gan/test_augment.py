@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from gan.augment import NUM_DRAWS, POLICIES, augment, resolved
-from gan.config import AugmentConfig, GameConfig, ObjectiveConfig, Sample, check_sample
+from gan.config import (
+    AugmentConfig,
+    GameConfig,
+    ObjectiveConfig,
+    Policy,
+    Sample,
+    check_sample,
+)
 from gan.rules import ConfigError
 from tests.conftest import small_game
 from tests.gan.play import new_game, play_rounds
@@ -22,7 +29,7 @@ def images(count: int = 6, size: int = 8) -> torch.Tensor:
     return torch.rand(count, 3, size, size, dtype=torch.float64) * 2 - 1
 
 
-def applied(name: str, x: torch.Tensor, *own: float) -> torch.Tensor:
+def applied(name: Policy, x: torch.Tensor, *own: float) -> torch.Tensor:
     """One policy alone, with the same numbers for every image."""
     draws = torch.zeros(len(x), NUM_DRAWS, dtype=x.dtype)
     first, _ = POLICIES[name]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gan.config import (
+    AugmentConfig,
     ConditioningConfig,
     ConfigError,
     DiscriminatorConfig,
@@ -440,7 +441,74 @@ SPLIT_GAMES: dict[str, dict] = {
         "turns": DOUBLE,
         "objective": ObjectiveConfig(name="relativistic-average"),
     },
+    "penalties between pairs, labels beside augmented images, rmsprop": {
+        "turns": TurnsConfig(batch_size=8, micro_batch=2, precision="float64"),
+        "objective": ObjectiveConfig(name="wasserstein", gp_lambda=10.0),
+        "conditioning": ConditioningConfig(name="concatenation"),
+        "augment": AugmentConfig(policies=("color", "translation", "cutout"), probability=0.5),
+        "discriminator": DiscriminatorConfig(
+            width=8, lr=1e-4, optimizer="rmsprop", max_grad_norm=1.0
+        ),
+    },
+    "penalties by differences, an auxiliary classifier, spectral norms": {
+        # Uneven shares in micro-batches of 1: ranks look at D three times and twice.
+        "turns": TurnsConfig(batch_size=8, micro_batch=1, precision="float64"),
+        "objective": ObjectiveConfig(name="hinge", penalty_method="differences"),
+        "conditioning": ConditioningConfig(name="auxiliary"),
+        "discriminator": DiscriminatorConfig(width=8, lr=1e-3, norm="spectral"),
+    },
 }
+
+
+@pytest.mark.parametrize("name", SPLIT_GAMES)
+def test_a_game_of_any_rules_goes_on_bit_for_bit(name):
+    changes = SPLIT_GAMES[name]
+    whole = state_after(4, changes)
+    half = new_game(small_game(**changes))
+    half.load_state_dict(state_after(2, changes))
+    assert equal(play_rounds(half, 2).state_dict(), whole)
+
+
+IMPOSSIBLE = [
+    (
+        {"objective": ObjectiveConfig(name="wasserstein", r1_gamma=0, r2_gamma=0)},
+        "'wasserstein' needs a bound on its critic",
+    ),
+    (
+        {
+            "objective": ObjectiveConfig(name="relativistic-average"),
+            "turns": TurnsConfig(batch_size=8, micro_batch=4),
+        },
+        "micro_batch must be left out",
+    ),
+    (
+        {
+            "objective": ObjectiveConfig(r1_gamma=0, r2_gamma=0, gp_lambda=1),
+            "discriminator": DiscriminatorConfig(norm="batch"),
+        },
+        "'batch'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), IMPOSSIBLE)
+def test_an_impossible_combination_is_refused_with_the_reason(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        small_game(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weight_clip": 0.01}, "weight_clip is for name = 'wasserstein' only"),
+        ({"gp_lambda": 1.0, "penalty_method": "differences"}, "gp_lambda must be 0 with"),
+        ({"gp_target": -1.0}, "gp_target must be >= 0"),
+        ({"penalty_sigma": 0.0}, "penalty_sigma must be > 0"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused_with_the_reason(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        ObjectiveConfig(**changes)
 
 
 @pytest.mark.slow

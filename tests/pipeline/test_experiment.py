@@ -99,7 +99,8 @@ def test_all_mistakes_are_reported_in_one_message_with_file_key_value_and_remedy
         "tiny.toml: generator.lrr is not a setting; did you mean generator.lr?",
         "tiny.toml: generator.width must be a whole number, got 'wide'",
         "tiny.toml: generator.beta1 must be in [0, 1), got 1.5",
-        "objective.name must be one of 'minimax', 'nonsaturating', 'relativistic', got 'minmax'",
+        "objective.name must be one of 'minimax', 'nonsaturating', 'least-squares', "
+        "'hinge', 'wasserstein', 'relativistic', 'relativistic-average', got 'minmax'",
         "tiny.toml: objective.r1_gamma must be >= 0 and finite, got -1.0",
         "turns.batch_size must be at least cluster.workers",
         "an override is key=value",

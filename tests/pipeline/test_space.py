@@ -329,7 +329,8 @@ def test_values_out_of_range_are_no_part_of_a_point():
         ("turns.d_steps = { choice = [1, true] }", "choice 2 must be a whole number or steps"),
         (
             "objective.name = { choice = ['minmax'] }",
-            "choice 1 must be one of 'minimax', 'nonsaturating', 'relativistic', got 'minmax'",
+            "choice 1 must be one of 'minimax', 'nonsaturating', 'least-squares', "
+            "'hinge', 'wasserstein', 'relativistic', 'relativistic-average', got 'minmax'",
         ),
         (
             "generator.lr = { choice = [{ start = 1 }] }",
@@ -395,7 +396,8 @@ def test_values_out_of_range_are_no_part_of_a_point():
         ),
         (
             "generator.lr = { uniform = [1, 2], when = { objective.name = 'minmax' } }",
-            "when: objective.name must be one of 'minimax', 'nonsaturating', 'relativistic', got",
+            "when: objective.name must be one of 'minimax', 'nonsaturating', 'least-squares', "
+            "'hinge', 'wasserstein', 'relativistic', 'relativistic-average', got",
         ),
         (
             "generator.lr = { times = 'discriminator.lr', uniform = [1, 2] }\n"
