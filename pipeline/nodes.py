@@ -169,8 +169,9 @@ def _clear_node(pids: list[int], folder: str, prefix: str) -> tuple[list[int], d
 
 
 def free_reservations() -> None:
-    """Gives back what the attempts of this driver reserved and did not: where Ray Train's
-    controller was killed, nobody else does before the driver ends. For use between attempts.
+    """Releases the room that this driver's attempts still hold; for use between attempts.
+
+    A controller that was killed gave nothing back, and Ray itself waits for the driver's end.
     """
     # Ray's own cleaner asks the dashboard, which a Ray of our own has not.
     try:

@@ -21,7 +21,6 @@ ALLOWED = ("run.json", "result.json", "shipped.json", "lock", "goodput.json")
 ALLOWED_FOLDERS = (
     "journal/", "checkpoints/", "snapshots/", "lease/", "events/", "rollbacks/", "shipped/",
     "released/", "notes/",
-    "hangs/",  # the stacks of workers that made no progress, as the log says
 )  # fmt: skip
 
 
@@ -187,8 +186,14 @@ class Ours:
         names = self.storage.names()
         if isinstance(self.storage, Folder):
             names += [p.name for p in self.storage.root.rglob("*.part")]
+        told = " ".join(str(event["why"]) for event in self.events("lost"))
         odd = [
-            name for name in names if name not in ALLOWED and not name.startswith(ALLOWED_FOLDERS)
+            name
+            for name in names
+            if name not in ALLOWED
+            and not name.startswith(ALLOWED_FOLDERS)
+            # The stacks of a worker that hung are kept where the failure says so, and only there.
+            and not (name.startswith("hangs/") and name in told)
         ]
         wrong = [f"left behind: {name}" for name in odd]
         files: dict[str, int] = {}
