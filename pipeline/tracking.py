@@ -8,13 +8,10 @@ once, with its time fixed when it was journalled, and MLflow takes the same poin
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
-import tempfile
-import uuid
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +21,7 @@ from pipeline.experiment_file import experiment_toml
 from pipeline.journal import JournalLine
 from pipeline.rollbacks import Rollback
 from pipeline.run import Run, now_ms
+from pipeline.slider import Picture, Slider
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHIPPED = "shipped.json"
-PICTURES = "samples"
-IMAGES = "images"  # MLflow's own folder for what has a slider
-THUMBNAIL_PX = 256
 MAX_PARAM = 500
 
 
@@ -220,43 +215,24 @@ class Tracker:
         self.run.storage.write(SHIPPED, json.dumps(record).encode())
 
     def _ship_pictures(self, lines: list[JournalLine]) -> None:
-        wanted = [line for line in lines if line.picture is not None]
-        if not wanted:
-            return
-        there = self._shown()
-        for line in wanted:
-            if there[line.nimg] == 2:
-                continue
-            try:
-                data = self.run.storage.read(str(line.picture))
-            except FileNotFoundError:  # somebody tidied up; what follows must not wait for it
-                log.warning("the picture %s is gone, and MLflow has none of it", line.picture)
-                continue
-            self._show(data, line.nimg, time_ms=line.time_ms)
+        self._slider.show(
+            [
+                Picture(line.nimg, line.time_ms, partial(self._read_picture, line.picture))
+                for line in lines
+                if line.picture is not None
+            ]
+        )
 
-    def _shown(self) -> Counter[int | None]:
-        """How many files of each step's picture the slider has; 2 are whole: an upload can break
-        off.
-        """
-        files = self.client.list_artifacts(self.run_id, IMAGES)
-        return Counter(_step_of(Path(file.path).name) for file in files)
+    def _read_picture(self, name: str) -> bytes | None:
+        try:
+            return self.run.storage.read(name)
+        except FileNotFoundError:  # somebody tidied up; what comes after it must not wait for it
+            log.warning("the picture %s is gone, and MLflow has none of it", name)
+            return None
 
-    def _show(self, data: bytes, step: int, *, time_ms: int) -> None:
-        """As MLflow's log_image, which names its two files anew each time: a repeated call would
-        double the slider's tick, and one that was left out after the first would show none.
-        """
-        from PIL import Image
-
-        same = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run.id} {step}")
-        name = f"{PICTURES}+step+{step}+timestamp+{time_ms}+{same}"
-        with tempfile.TemporaryDirectory() as folder, Image.open(io.BytesIO(data)) as picture:
-            whole = picture.convert("RGB")
-            small = whole.copy()
-            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            for file, image in ((f"{name}.png", whole), (f"{name}+compressed.webp", small)):
-                image.save(Path(folder) / file)
-                self.client.log_artifact(self.run_id, str(Path(folder) / file), IMAGES)
-        self.client.set_tag(self.run_id, "mlflow.loggedImages", "true")
+    @property
+    def _slider(self) -> Slider:
+        return Slider(self.client, self.run_id, run_id=self.run.id)
 
     def finish(self, status: str) -> None:
         """Ends MLflow's run as FINISHED, FAILED or KILLED (stopped, can be resumed).
@@ -297,12 +273,13 @@ class Tracker:
             for back in given_up
         ]
         self.client.log_text(self.run_id, "".join(f"{line}\n" for line in lines), "rollbacks.txt")
-        there = self._shown()
         began_ms = self.client.get_run(self.run_id).info.start_time  # the same at every try
-        for back, line in zip(given_up, lines, strict=True):
-            step = back.from_nimg + 1  # the tick itself has a picture of its own, or will have
-            if there[step] < 2:
-                self._show(card_png(f"rollback {line}"), step, time_ms=began_ms)
+        self._slider.show(
+            [  # the tick itself has a picture of its own, or will have
+                Picture(back.from_nimg + 1, began_ms, partial(card_png, f"rollback {line}"))
+                for back, line in zip(given_up, lines, strict=True)
+            ]
+        )
         self.tag({"forger.rollbacks": len(given_up)})
 
     def tag(self, tags: dict[str, Any]) -> None:
@@ -334,11 +311,3 @@ def trial_tags(lineage: dict[str, Any]) -> dict[str, str]:
         "forger.search_id": search["id"],
         "forger.trial": str(search["trial"]),
     }
-
-
-def _step_of(file_name: str) -> int | None:
-    """The step in the name that log_image gives: key%step%1000%timestamp%...; None for other
-    files.
-    """
-    parts = file_name.replace("+", "%").split("%")
-    return int(parts[2]) if len(parts) > 2 and parts[1] == "step" and parts[2].isdigit() else None
