@@ -9,10 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from typing import Any
 
 PICTURES = "samples"
 IMAGES = "images"  # MLflow's own folder for what has a slider
@@ -32,9 +29,11 @@ class Picture:
 
 
 class Slider:
-    """The pictures of one MLflow run. `run_id` is the run's own id: it makes the files' names."""
+    """The pictures of one MLflow run, by a `client` of MLflow's that was opened elsewhere; `run_id`
+    is the run's own id, and makes the files' names.
+    """
 
-    def __init__(self, client: MlflowClient, mlflow_run_id: str, *, run_id: str):
+    def __init__(self, client: Any, mlflow_run_id: str, *, run_id: str):
         self._client, self._mlflow_run_id, self._run_id = client, mlflow_run_id, run_id
 
     def show(self, pictures: Sequence[Picture]) -> None:

@@ -24,7 +24,6 @@ DOORS = {  # vendor: the only modules that may import it
     },
     "mlflow": {
         "pipeline.backend",
-        "pipeline.slider",
         "pipeline.tracking",
         "pipeline.search_tracking",
         "pipeline.registry",
