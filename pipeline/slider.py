@@ -29,8 +29,8 @@ class Picture:
 
 
 class Slider:
-    """The pictures of one MLflow run, by a `client` of MLflow's that was opened elsewhere; `run_id`
-    is the run's own id, and makes the files' names.
+    """The pictures of one MLflow run. `client` is MLflow's, opened elsewhere; `run_id` is the
+    run's own id, and makes the files' names.
     """
 
     def __init__(self, client: Any, mlflow_run_id: str, *, run_id: str):
