@@ -24,9 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from gan.config import ConfigError
 from pipeline.processes import end, family
-from pipeline.stack.ceph import REMEDY, Ceph, missing, private
+from pipeline.stack.ceph import forget_ceph, start_ceph
 from pipeline.stack.service import Service, answers, free_ports, start, wait_until
 from pipeline.storage import flocked
 
@@ -117,17 +116,9 @@ def _start(
     folder: Path, *, workers: int, store: Store, bucket: str, said: Callable[[str], None]
 ) -> Stack:
     named = store == "auto" and bool(os.environ.get("AWS_ENDPOINT_URL"))
-    if store != "folder" and not named and (lacking := missing()):
-        raise ConfigError(
-            [
-                f"{', '.join(lacking)} not installed; on Debian: {REMEDY}; or set "
-                f"AWS_ENDPOINT_URL and its keys to use another S3 store, or say --store folder "
-                f"to do without one"
-            ]
-        )
     (folder / "logs").mkdir(exist_ok=True)
     if not (folder / TOKEN).exists():
-        private(folder / TOKEN, secrets.token_hex(32))
+        _private(folder / TOKEN, secrets.token_hex(32))
     scratch = Path(tempfile.mkdtemp(prefix="forger-"))  # a socket's path may have 107 letters
     services: list[Service] = []
     try:
@@ -140,10 +131,9 @@ def _start(
             tell |= {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
         elif store != "folder":
             said("starting Ceph's S3")
-            port, mon_port = free_ports(2)
-            ceph = Ceph(folder / "s3", port=port, mon_port=mon_port, services=services)
-            ceph.start()
-            tell |= ceph.variables()
+            started, variables = start_ceph(folder / "s3")
+            services += started
+            tell |= variables
             _make_bucket(bucket, tell)
         said("starting MLflow and Ray")
         mlflow_port, ray_port, dashboard_port, *others = free_ports(3 + 4 * (workers + 1))
@@ -175,7 +165,7 @@ def _start(
         )
         tell["RAY_ADDRESS"] = address
         lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(tell.items())]
-        private(folder / ENV, "\n".join([*lines, ""]))
+        _private(folder / ENV, "\n".join([*lines, ""]))
         addresses = {"Ray": address, "jobs": tell["RAY_API_SERVER_ADDRESS"],
                      "MLflow": tell["MLFLOW_TRACKING_URI"]}  # fmt: skip
         if store != "folder":
@@ -221,6 +211,13 @@ def _raylet(
     return start(name, command, logs=folder / "logs", env=env, cwd=scratch)
 
 
+def _private(file: Path, text: str) -> None:
+    """Writes a file that only its owner may ever read."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)
+
+
 def _head_address(scratch: Path) -> str:
     """Host and port of the head, as Ray itself noted them: it takes no loopback address."""
     return (scratch / "head" / "ray_current_cluster").read_text().strip()
@@ -246,6 +243,7 @@ def _end(folder: Path, stack: Stack) -> None:
         within = {pid: began for pid, began in family(batch).items() if pid in known}
         end(within, first=[pid for pid in batch if pid in within], grace_sec=GRACE_SEC)
     end(known, first=(), grace_sec=0)
+    forget_ceph(folder / "s3")
     shutil.rmtree(stack.scratch, ignore_errors=True)
     for name in (RECORD, ENV):
         (folder / name).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import boto3
 import pytest
 
 from pipeline.processes import end, family, started
-from pipeline.stack.ceph import REMEDY, Ceph, missing
-from pipeline.stack.service import StackError, free_ports, start, wait_until
+from pipeline.stack.ceph import forget_ceph, start_ceph
+from pipeline.stack.service import StackError, start, wait_until
 from tests.pipeline.desk import DEADLINE_SEC, ROOT, clean_environment
 from tests.pipeline.servers import Missing, or_skip
 
@@ -26,8 +27,10 @@ STORED = b"what was stored before"
 
 
 def no_ceph() -> None:
-    if missing():
-        or_skip(Missing(f"Ceph is not installed; {REMEDY}"))
+    if shutil.which("radosgw") is None:
+        or_skip(
+            Missing("Ceph is not installed (Debian: apt-get install radosgw ceph-mon ceph-osd)")
+        )
 
 
 def typed(folder: Path, *words: str, code: int = 0, **env: str) -> tuple[str, str]:
@@ -80,7 +83,7 @@ def test_the_stack_comes_up_with_secrets_of_its_own_and_goes_without_a_trace(tmp
         }
         assert env["AWS_SECRET_ACCESS_KEY"] not in line + said
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        for secret in ("env", "token", "s3/credentials"):
+        for secret in ("env", "token", "s3/env"):
             assert stat.S_IMODE((folder / secret).stat().st_mode) == 0o600, secret
         assert env["RAY_AUTH_TOKEN_PATH"] == str(folder / "token")
         with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -114,13 +117,10 @@ def test_the_stack_comes_up_with_secrets_of_its_own_and_goes_without_a_trace(tmp
 @pytest.mark.slow
 def test_what_is_stored_in_ceph_is_there_after_it_was_killed(tmp_path):
     no_ceph()
-    (tmp_path / "logs").mkdir()
     for time in (1, 2):
-        port, mon_port = free_ports(2)
-        ceph = Ceph(tmp_path / "s3", port=port, mon_port=mon_port, services=[])
+        services, variables = start_ceph(tmp_path / "s3")
         try:
-            ceph.start()
-            client = s3_client(ceph.variables())
+            client = s3_client(variables)
             if time == 1:
                 client.create_bucket(Bucket="kept")
                 client.put_object(Bucket="kept", Key="object", Body=STORED)
@@ -128,8 +128,10 @@ def test_what_is_stored_in_ceph_is_there_after_it_was_killed(tmp_path):
                 got = client.get_object(Bucket="kept", Key="object")
                 assert got["Body"].read() == STORED
         finally:
-            first = [service.pid for service in ceph.services]
+            first = [service.pid for service in services]
             end(family(first), first=(), grace_sec=0)
+    forget_ceph(tmp_path / "s3")
+    assert not list((tmp_path / "s3").glob("*.pid"))
 
 
 def test_a_server_that_ends_at_once_is_named_with_its_last_words(tmp_path):
@@ -159,6 +161,11 @@ def test_a_family_is_ended_to_its_last_member_and_nobody_else(tmp_path):
 
 
 def test_without_ceph_up_says_what_to_install(tmp_path):
-    _, said = typed(tmp_path, "up", code=2, PATH="/nowhere")
+    programs = tmp_path / "bin"  # of a machine without Ceph
+    programs.mkdir()
+    for program in ("bash", "cat", "mkdir", "rm", "sed"):
+        (programs / program).symlink_to(shutil.which(program) or program)
+    _, said = typed(tmp_path, "up", code=2, PATH=str(programs))
     assert "apt-get install --no-install-recommends radosgw ceph-mon ceph-osd" in said
     assert "--store folder" in said
+    assert not list((tmp_path / ".forger").glob("stack.json"))
