@@ -119,6 +119,14 @@ def finished_parts(storage: Storage, *, plan: Any = None) -> dict[int, Part]:
     return parts
 
 
+def sweep_parts(storage: Storage) -> None:
+    """Removes what killed writers of shards, and of their records, left in the middle of a write.
+    Only for who alone prepares here; in other folders, other sets may be in the making.
+    """
+    for place in (storage, storage.below(UNFINISHED)):
+        place.sweep(deep=False)
+
+
 def publish_parts(
     storage: Storage,
     parts: Sequence[Part],

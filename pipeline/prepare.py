@@ -19,7 +19,7 @@ from pipeline.copies import without_copies
 from pipeline.dataset import Encoding, ShardSet
 from pipeline.fitting import Filter, Fit, Fitting, decode, is_grey
 from pipeline.order import permute
-from pipeline.parts import Part, publish_parts
+from pipeline.parts import Part, publish_parts, sweep_parts
 from pipeline.prepare_report import Report, write_report
 from pipeline.sources.opening import Wanted, opened
 from pipeline.sources.source import BadImage, Source
@@ -119,8 +119,8 @@ def prepare(
         sets = _sets(images, storage, held_out, keep_order)
         for one in sets[1:]:
             already(open_storage(one.uri), plan)
-        for one in sets:  # not deeper: other sets may be in the making there
-            open_storage(one.uri).sweep(deep=False)
+        for one in sets:
+            sweep_parts(open_storage(one.uri))
         job = Job(source=images, fitting=fitting, encoding=encoding, plan=plan, dedupe=dedupe)
         report = Report(source=images.name, settings=settings, classes=images.classes)
         report.refuse(images.refused)

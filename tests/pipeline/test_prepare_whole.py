@@ -18,7 +18,7 @@ from gan.config import ConfigError
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.prepare import HELD_OUT, prepare
 from pipeline.shards import ShardReader, verify_shards
-from pipeline.storage import StorageError
+from pipeline.storage import PART, StorageError
 from pipeline.units import do_unit
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +98,8 @@ def test_a_killed_command_goes_on_with_the_shards_that_it_finished(
     assert 5 <= len(kept) < 20
     with pytest.raises(ConfigError, match="no prepared data"):
         open_shards(str(out))  # half a set is none
+    for folder in (out, out / "unfinished"):  # a kill in the middle of a write
+        (folder / f".half{PART}").write_bytes(b"half")
     made = []
 
     def counted(job, unit, tick):
