@@ -1,4 +1,5 @@
-"""What chance decides in a turn besides the latents: augmentations, and where penalties look.
+"""What chance decides in a turn besides the latents: augmentations, mixed styles, and where
+penalties look.
 
 Each is drawn for the whole global batch from (seed, stream, turn), so a rank's slice of it does
 not depend on how many ranks there are.
@@ -11,7 +12,8 @@ from torch import Tensor
 from gan.augment import NUM_DRAWS, resolved
 from gan.config import GameConfig, Sample
 from gan.penalties import Weights
-from gan.randomness import normal, uniform
+from gan.randomness import latents, normal, uniform
+from gan.sizes import stylegan2_layers
 
 
 def of_d_turn(
@@ -24,10 +26,12 @@ def of_d_turn(
     probability: float,
 ) -> dict[str, Tensor]:
     """The draws of D's turn, each (batch_size, ...): augmentations of 'real' and 'fake', the 'mix'
-    of pairs, noise 'near_real' and 'near_fake'; only those that the game needs.
+    of pairs, noise 'near_real' and 'near_fake', 'other_z' and 'crossover' of mixed styles; only
+    those that the game needs.
     """
     batch_size, objective = config.turns.batch_size, config.objective
     drawn = _augmentations(config, seed, "d", turn, probability=probability)
+    drawn |= _styles(config, sample, seed, "d", turn)
     if weights.gp:
         drawn["mix"] = uniform(seed, "penalty/mix", turn, shape=(batch_size,))
     if objective.penalty_method == "differences":
@@ -39,10 +43,36 @@ def of_d_turn(
 
 
 def of_g_turn(
-    config: GameConfig, seed: int, turn: int, *, probability: float
+    config: GameConfig, sample: Sample, seed: int, turn: int, *, probability: float
 ) -> dict[str, Tensor]:
-    """The draws of G's turn, each (batch_size, ...)."""
-    return _augmentations(config, seed, "g", turn, probability=probability)
+    """The draws of G's turn, each (batch_size, ...): as D's, and 'path_noise' where the turn pays
+    for path lengths.
+    """
+    drawn = _augmentations(config, seed, "g", turn, probability=probability)
+    drawn |= _styles(config, sample, seed, "g", turn)
+    objective = config.objective
+    if objective.path_length_weight and turn % objective.path_length_interval == 0:
+        shape = (config.turns.batch_size, *sample.shape)
+        drawn["path_noise"] = normal(seed, "penalty/path", turn, shape=shape)
+    return drawn
+
+
+def _styles(
+    config: GameConfig, sample: Sample, seed: int, player: str, turn: int
+) -> dict[str, Tensor]:
+    """Other latents, and from which layer on an image has their style: mostly from none."""
+    probability, batch_size = config.generator.style_mixing, config.turns.batch_size
+    if not probability:
+        return {}
+    count = stylegan2_layers(sample.shape[-1])
+    mixed, layer = uniform(seed, f"styles/{player}", turn, shape=(2, batch_size))
+    crossover = 1 + (layer * (count - 1)).floor()
+    latent_dim = config.generator.latent_dim
+    how = {"batch_size": batch_size, "latent_dim": latent_dim}
+    return {
+        "other_z": latents(seed, f"latent/{player}/other", turn, **how),
+        "crossover": crossover.where(mixed < probability, float(count)),
+    }
 
 
 def _augmentations(

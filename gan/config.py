@@ -72,6 +72,9 @@ class ObjectiveConfig:
     `penalty_interval`-th D turn pays them, times the interval, so that their mean strength does
     not depend on it.
 
+    path_length_weight weighs (|J_w^T y| - its mean)^2 in every `path_length_interval`-th turn of a
+    stylegan2 G, times the interval (Karras et al. 2020, eq. 4; 2 is the paper's).
+
     penalty_method "differences" estimates R1 and R2 without a second derivative, from D at points
     `penalty_sigma` away (Lin et al. 2025, arXiv 2501.08316).
     """
@@ -84,6 +87,8 @@ class ObjectiveConfig:
     penalty_interval: int = 1
     penalty_method: PenaltyMethod = "exact"
     penalty_sigma: float = 0.01  # on the scale of samples: images lie in [-1, 1]
+    path_length_weight: float = 0.0
+    path_length_interval: int = 4
     weight_clip: float | None = None  # wasserstein: D's weights stay within +- this; 0.01 of old
 
     def __post_init__(self) -> None:
@@ -97,6 +102,14 @@ class ObjectiveConfig:
             (
                 self.penalty_interval >= 1,
                 f"penalty_interval must be >= 1 (every turn), got {self.penalty_interval}",
+            ),
+            (
+                0 <= self.path_length_weight < math.inf,
+                f"path_length_weight must be >= 0 and finite, got {self.path_length_weight}",
+            ),
+            (
+                self.path_length_interval >= 1,
+                f"path_length_interval must be >= 1 (every turn), got {self.path_length_interval}",
             ),
             (
                 0 < self.penalty_sigma < math.inf,
@@ -271,6 +284,12 @@ class GameConfig:
                 f"got {self.turns.micro_batch}",
             ),
             (
+                self.objective.path_length_weight == 0 or self.generator.network == "stylegan2",
+                f"objective.path_length_weight is for generator.network = 'stylegan2' only, "
+                f"got {self.objective.path_length_weight} "
+                f"with generator.network = '{self.generator.network}'",
+            ),
+            (
                 self.objective.name != "wasserstein"
                 or self.objective.penalized
                 or self.objective.weight_clip is not None
@@ -310,8 +329,8 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
     ):
         rules.append(
             (
-                network != "dcgan" or playable,
-                f"{player}.network = 'dcgan' plays square images of 8, 16, 32, ... pixels "
+                network == "mlp" or playable,
+                f"{player}.network = '{network}' plays square images of 8, 16, 32, ... pixels "
                 f"(4 x 2^k), got {shown_shape}; prepare the data with --size, or choose 'mlp'",
             )
         )

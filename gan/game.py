@@ -18,13 +18,19 @@ from gan.config import GameConfig, PlayerConfig, Sample, Steps, check_sample, va
 from gan.ema import Average, decay
 from gan.means import PREFIX as MEANS
 from gan.means import Means
-from gan.networks import build_discriminator, build_generator, iterate_spectral_norms
+from gan.networks import (
+    build_discriminator,
+    build_generator,
+    iterate_spectral_norms,
+    stylegan2,
+)
 from gan.optimizers import build_optimizer, recalled, remembered, set_rates
 from gan.penalties import Weights
 from gan.randomness import latents
-from gan.turns import DTurn, GTurn
+from gan.turns import DTurn, GTurn, styles_mixed
 from gan.world import World
 
+PATH_MEAN_PULL = 0.01  # of each new mean path length (Karras et al. 2020, appendix B)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
@@ -67,6 +73,12 @@ class Game:
         self.G = build_generator(config.generator, **how).to(self.device, self.dtype)
         self.D = build_discriminator(config.discriminator, **how).to(self.device, self.dtype)
         self._ema = Average(self.G)
+        self._statistics = [
+            statistic
+            for layer in self.G.modules()
+            if isinstance(layer, nn.BatchNorm2d)
+            for statistic in layer.buffers()
+        ]
         self.G_optimizer = build_optimizer(self.G, config.generator)
         self.D_optimizer = build_optimizer(self.D, config.discriminator)
         class_weight = config.conditioning.class_weight
@@ -114,7 +126,7 @@ class Game:
         iterate_spectral_norms(self.D)
         for real, piece_z, labels, luck, sync in self._pieces(self._d_turn, batch, z, chance):
             with torch.no_grad(), self._autocast():
-                fake = self.G(piece_z, labels).to(self.dtype)
+                fake = self.G(piece_z, labels, *styles_mixed(luck)).to(self.dtype)
             assert real is not None
             with sync, self._autocast(enabled=not any(weights)):
                 loss, report = self._d_turn(real, fake, labels, weights, luck)
@@ -135,22 +147,27 @@ class Game:
         """
         z = self._my_latents("latent/g", self.g_turns)
         probability = self._now(self.config.augment.probability)
-        chance = self._mine(
-            of_g_turn(self.config, self.seed, self.g_turns, probability=probability)
-        )
+        where = (self.config, self.sample, self.seed, self.g_turns)
+        chance = self._mine(of_g_turn(*where, probability=probability))
+        path_length = torch.zeros((), dtype=self.dtype, device=self.device)
         self._set_rates(self.G_optimizer, self.config.generator)
         self.G_optimizer.zero_grad(set_to_none=True)
         self.D.requires_grad_(False)  # its gradients are neither computed nor exchanged
         for real, piece_z, labels, luck, sync in self._pieces(self._g_turn, batch, z, chance):
-            with sync, self._autocast():
+            with sync, self._autocast(enabled="path_noise" not in luck):
                 loss, report = self._g_turn(real, piece_z, labels, luck)
                 (loss * self._loss_scale).backward()
+            path_length += report.get("g/path_length", 0)
             self.means.add(report, count=len(piece_z))
         self.D.requires_grad_(True)
         self._step("g", self.G, self.G_optimizer, self.config.generator)
         self.g_turns += 1
         # BatchNorm counts its own rank's images; G_ema must be one generator, so rank 0's count.
-        self.world.copy_from_first(self.G.buffers())
+        self.world.copy_from_first(self._statistics)
+        if "path_noise" in chance:
+            assert isinstance(self.G, stylegan2.Generator)
+            mean = self.world.sum(path_length) / self.config.turns.batch_size
+            self.G.path_mean.lerp_(mean, PATH_MEAN_PULL)
         turns, ema = self.config.turns, self.config.ema
         new_images = turns.batch_size * self.d_steps / turns.g_steps
         half_life = self._now(ema.half_life_kimg)

@@ -1,7 +1,10 @@
-"""Gradient penalties on D: how steep it may be where the reals and the fakes lie."""
+"""Penalties on gradients: how steep D may be where the reals and the fakes lie, and how evenly
+G's images may move with their style.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,3 +81,20 @@ def excess_between(
         return steepness
     # A root has no slope at 0: the smallest number keeps a flat D's from being NaN.
     return ((steepness + torch.finfo(steepness.dtype).tiny).sqrt() - target).square()
+
+
+def images_and_path_lengths(
+    synthesis: Callable[[Float[Tensor, "n layers w"]], Samples],
+    styles: Float[Tensor, "n layers w"],
+    noise: Samples,
+) -> tuple[Samples, Float[Tensor, " n"]]:
+    """Images, and |J_w^T y| for each: how far an image moves with its style, in the random
+    direction y of `noise` (Karras et al. 2020, eq. 4).
+
+    y is scaled by 1 / sqrt(height x width), and the square is a mean over the layers that share
+    a style, as in the paper's own figures of the weight.
+    """
+    images, pull_back = torch.func.vjp(synthesis, styles)[:2]  # typed as 2 or 3
+    (moved,) = pull_back(noise / math.sqrt(noise.shape[2] * noise.shape[3]))
+    square = moved.square().sum(dim=2).mean(dim=1)
+    return images, (square + torch.finfo(square.dtype).tiny).sqrt()

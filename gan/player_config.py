@@ -9,9 +9,17 @@ from typing import Literal
 from gan.rules import check, check_all
 from gan.schedules import Schedule, Steps, bounds, shown
 
-Network = Literal["dcgan", "mlp"]
+Network = Literal["dcgan", "mlp", "resnet", "r3gan", "stylegan2"]
 Norm = Literal["none", "group", "batch", "spectral"]
 Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
+
+
+DEPTHS: tuple[Network, ...] = ("mlp", "r3gan", "stylegan2")  # where it is a choice
+NORMS: tuple[Network, ...] = ("dcgan", "resnet")  # where group or batch normalization is
+
+
+def _listed(networks: tuple[Network, ...]) -> str:
+    return " or ".join(f"'{network}'" for network in networks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,9 +32,13 @@ class PlayerConfig:
     """
 
     network: Network = "dcgan"
-    width: int = 32  # dcgan: channels at half the image's resolution; mlp: units a layer
-    depth: int | None = None  # mlp: hidden layers, 3 where left out; dcgan: set by the image size
-    norm: Norm | None = None  # dcgan: 'none' where left out
+    # dcgan: channels at half the image's resolution; mlp: units a layer; resnet and stylegan2:
+    # channels at the image's own resolution; r3gan: channels up to 32 px.
+    width: int = 32
+    # mlp: hidden layers, 3 where left out; r3gan: blocks a resolution, 2; stylegan2: layers of
+    # G's mapping network, 8. Elsewhere it follows from the image size.
+    depth: int | None = None
+    norm: Norm | None = None  # dcgan and resnet: 'none' where left out
     lr: float | Schedule | Steps = 2e-4
     beta1: float = 0.0
     beta2: float | Schedule | Steps = 0.99
@@ -39,14 +51,20 @@ class PlayerConfig:
         check(
             (1 <= self.width <= 4096, f"width must be between 1 and 4096, got {self.width}"),
             (
-                self.depth is None or self.network == "mlp",
-                f"depth is for network = 'mlp' only (a dcgan's follows from the image size), "
-                f"got {self.depth} with network = '{self.network}'",
+                self.depth is None or self.network in DEPTHS,
+                f"depth is for network = {_listed(DEPTHS)} only (elsewhere it follows from the "
+                f"image size), got {self.depth} with network = '{self.network}'",
             ),
             (self.depth is None or self.depth >= 1, f"depth must be >= 1, got {self.depth}"),
             (
-                self.norm in (None, "none", "spectral") or self.network == "dcgan",
-                f"norm = '{self.norm}' is for network = 'dcgan' only; an mlp plays without",
+                self.norm in (None, "none", "spectral") or self.network in NORMS,
+                f"norm = '{self.norm}' is for network = {_listed(NORMS)} only; "
+                f"'{self.network}' plays without",
+            ),
+            (
+                self.norm != "spectral" or self.network != "stylegan2",
+                "norm must be left out with network = 'stylegan2' (its layers have a scale of "
+                "their own), got 'spectral'",
             ),
             (low > 0 and high < math.inf, f"lr must be > 0 and finite, got {shown(self.lr)}"),
             (0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}"),
@@ -78,11 +96,21 @@ class GeneratorConfig(PlayerConfig):
     that ties the trajectory to the number of workers.
     """
 
-    norm: Norm | None = None  # dcgan: 'group' where left out
+    norm: Norm | None = None  # dcgan and resnet: 'group' where left out
     latent_dim: int = 64
+    style_mixing: float = 0.0  # stylegan2: images of two latents' styles, 0.9 in the paper
 
     def __post_init__(self) -> None:
         own = (
+            (
+                0 <= self.style_mixing <= 1,
+                f"style_mixing must be in [0, 1], got {self.style_mixing}",
+            ),
+            (
+                self.style_mixing == 0 or self.network == "stylegan2",
+                f"style_mixing is for network = 'stylegan2' only, "
+                f"got {self.style_mixing} with network = '{self.network}'",
+            ),
             (self.latent_dim >= 1, f"latent_dim must be >= 1, got {self.latent_dim}"),
             (
                 self.norm != "spectral",
@@ -100,3 +128,16 @@ class DiscriminatorConfig(PlayerConfig):
     norm = "spectral" divides each layer's weight by its largest singular value (Miyato et al.
     2018, eq. 8), estimated by one power iteration before each of D's turns.
     """
+
+    def __post_init__(self) -> None:
+        own = (
+            self.depth is None or self.network != "stylegan2",
+            f"depth is that of a mapping network, which network = 'stylegan2' has in G only, "
+            f"got {self.depth}",
+        )
+        check_all(lambda: check(own), lambda: PlayerConfig.__post_init__(self))
+
+    @property
+    def sees_batches(self) -> bool:
+        """Whether what D says of a sample depends on those beside it."""
+        return self.norm == "batch" or self.network == "stylegan2"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from gan.config import ConfigError
+from gan.networks import stylegan2
 from gan.randomness import public_labels, public_latents
 
 MAX_SEED = 2**32 - 1
@@ -63,7 +64,8 @@ def images_of(
 ) -> UInt8[Tensor, "n c h w"]:
     """One image for each public seed: the same seed, label and truncation give the same image.
 
-    `truncation` in [0, 1] scales the latent towards the mean one: less variety, safer images.
+    `truncation` in [0, 1] scales the latent towards the mean one, a stylegan2's style towards the
+    mean style: less variety, safer images.
     Where the generator is conditional and a label is None, the seed picks the class. The module
     draws as it is, on its device and in its precision: only an `exact` one gives the same bytes
     on other machines and beside other seeds. Raises ConfigError for values out of range.
@@ -71,16 +73,45 @@ def images_of(
     psi = np.broadcast_to(np.asarray(truncation, dtype=np.float64), (len(seeds),))
     _check(seeds, psi, labels=labels, num_classes=num_classes)
     z = public_latents(np.asarray(seeds, dtype=np.int64), latent_dim=latent_dim)
-    z = z * torch.from_numpy(psi.astype(np.float32))[:, None]
     picked = classes_of(seeds, num_classes=num_classes, labels=labels)
     classes = None if picked is None else torch.tensor(picked)
     first = next(generator.parameters())
+    draw = _drawing(generator, psi, picked)
     blocks = []
     for start in range(0, len(z), BLOCK):
         part = slice(start, start + BLOCK)
         labels_here = None if classes is None else classes[part].to(first.device)
-        blocks.append(to_uint8(generator(z[part].to(first), labels_here)).cpu())
+        near = torch.from_numpy(psi[part].astype(np.float32)).to(first)
+        images = draw(z[part].to(first), labels_here, near)
+        blocks.append(to_uint8(images).cpu())
     return torch.cat(blocks)
+
+
+Draw = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # of latents, labels and psi
+
+
+def _drawing(generator: nn.Module, psi: np.ndarray, classes: Sequence[int] | None) -> Draw:
+    """How images are drawn: truncated by shorter latents, or where G has styles, which do not
+    depend on a latent's length, by styles nearer to their class's centre.
+    """
+    if not (psi < 1).any():
+        return lambda z, labels, psi: generator(z, labels)
+    if isinstance(generator, stylegan2.Generator):
+        return _towards_centres(generator, classes)
+    # In float32, as latents are: registered images were drawn so.
+    return lambda z, labels, psi: generator((z.float() * psi.float()[:, None]).to(z), labels)
+
+
+def _towards_centres(generator: stylegan2.Generator, classes: Sequence[int] | None) -> Draw:
+    present = sorted(set(classes or ()))
+    centres = torch.stack([generator.centre(label) for label in present or [None]])
+    places = torch.tensor(present, device=centres.device)
+
+    def draw(z: Tensor, labels: Tensor | None, psi: Tensor) -> Tensor:
+        which = 0 if labels is None else torch.searchsorted(places, labels)
+        return generator.truncated(z, labels, psi, centres[which].expand(len(z), -1))
+
+    return draw
 
 
 def _check(

@@ -12,10 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from gan.augment import augment
 from gan.config import ObjectiveConfig, Policy
+from gan.networks import stylegan2
 from gan.objectives import OBJECTIVES, Objective
 from gan.penalties import (
     Weights,
     excess_between,
+    images_and_path_lengths,
     logit_of,
     logits_and_differences,
     logits_and_steepness,
@@ -147,6 +149,7 @@ class GTurn(nn.Module):
         self._opponent = (opponent,)  # a tuple hides it from nn.Module's registry
         self.objective, self.relative = OBJECTIVES[config.name], config.relative
         self.policies, self.class_weight = policies, class_weight
+        self.path_weight = config.path_length_weight * config.path_length_interval
 
     def forward(
         self,
@@ -162,7 +165,8 @@ class GTurn(nn.Module):
             how = {"policies": self.policies, "draws": chance.get(side)}
             return _judged(opponent, labels, samples, dtype=z.dtype, **how)
 
-        fake_scores = judge("fake", self.player(z, labels))
+        fake, lengths = self._forged(z, labels, chance)
+        fake_scores = judge("fake", fake)
         fake_logits = logit_of(fake_scores)
         if self.relative:
             assert real is not None
@@ -177,7 +181,29 @@ class GTurn(nn.Module):
             wrong = _class_loss(fake_scores, labels)
             loss = loss + self.class_weight * wrong
             report["g/class_loss"] = wrong.detach()
+        if lengths is not None:
+            assert isinstance(self.player, stylegan2.Generator)
+            loss = loss + self.path_weight * (lengths - self.player.path_mean).square().sum()
+            report["g/path_length"] = lengths.detach().sum()
         return loss, report
+
+    def _forged(
+        self, z: Float[Tensor, "n z"], labels: Labels | None, chance: Chance
+    ) -> tuple[Samples, Float[Tensor, " n"] | None]:
+        """Fakes, and how far each moves with its style where that is to be paid for."""
+        noise = chance.get("path_noise")
+        if noise is None:
+            return self.player(z, labels, *styles_mixed(chance)), None
+        assert isinstance(self.player, stylegan2.Generator)
+        styles = self.player.styles(z, labels, *styles_mixed(chance))
+        return images_and_path_lengths(self.player.images, styles, noise)
+
+
+def styles_mixed(chance: Chance) -> tuple[Tensor, ...]:
+    """What G takes beside latents and labels where styles are mixed: other latents, and the layer
+    where each image goes over to them.
+    """
+    return (chance["other_z"], chance["crossover"]) if "other_z" in chance else ()
 
 
 def _judged(

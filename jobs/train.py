@@ -86,6 +86,7 @@ def _print_resolved(loaded: Loaded) -> None:
     it.
     """
     from gan.config import check_sample
+    from gan.sizes import sizes
     from pipeline.data_checks import check_data
     from pipeline.dataset import open_shards
 
@@ -107,6 +108,11 @@ def _print_resolved(loaded: Loaded) -> None:
     click.echo(
         f"\n{shards.uri}: {shards.num_images} images of {shape}, digest {shards.digest[:12]}"
     )
+    for player, size in zip("GD", sizes(loaded.experiment.game, shards.sample), strict=True):
+        click.echo(
+            f"{player}: {size.parameters:,} parameters, "
+            f"{size.flops / 1e6:,.2f} MFLOP for an image forwards"
+        )
 
 
 def _toml(value: object) -> str:

@@ -35,6 +35,9 @@ LATER = (
         for player in ("generator", "discriminator")
         for setting in ("optimizer", "weight_decay", "max_grad_norm")
     ),
+    "generator.style_mixing",
+    "objective.path_length_weight",
+    "objective.path_length_interval",
     "objective.gp_lambda",
     "objective.gp_target",
     "objective.penalty_method",
@@ -326,7 +329,7 @@ class Experiment:
             identity.pop(f"data.{key}")
         if self.watchdog.action == "rollback":  # its remedies are part of the trajectory
             identity |= dict(leaves({"watchdog": values["watchdog"]}))
-        if "batch" not in (self.generator.norm, self.discriminator.norm):
+        if self.generator.norm != "batch" and not self.discriminator.sees_batches:
             identity.pop("turns.micro_batch")  # else the statistics depend on it
         return identity
 

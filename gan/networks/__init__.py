@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gan.config import Conditioning, DiscriminatorConfig, GeneratorConfig, Sample
-from gan.networks import dcgan, mlp
+from gan.networks import dcgan, mlp, r3gan, resnet, stylegan2
 from gan.networks.parts import (
     BesideLabel,
     ClassifierHead,
@@ -40,13 +40,20 @@ class Family(Protocol):
     ) -> nn.Module: ...
 
 
-FAMILIES: dict[str, Family] = {"dcgan": dcgan, "mlp": mlp}
+FAMILIES: dict[str, Family] = {
+    "dcgan": dcgan,
+    "mlp": mlp,
+    "resnet": resnet,
+    "r3gan": r3gan,
+    "stylegan2": stylegan2,
+}
 
 
 def build_generator(
     config: GeneratorConfig, *, conditioning: Conditioning, sample: Sample, seed: int
 ) -> nn.Module:
-    """G: latents (n, latent_dim) and labels (n,) or None to samples; images lie in [-1, 1].
+    """G: latents (n, latent_dim) and labels (n,) or None to samples. The images of dcgan, mlp and
+    resnet lie in [-1, 1], those of the others about there.
 
     Weights follow from `seed` alone, on the CPU in float32; convolutions run channels-last, the
     faster layout on GPUs and CPUs alike.

@@ -12,15 +12,7 @@ from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig
 from gan.networks.parts import LEAK, LabelledLatent, he_normal, normalization
-
-MAX_WIDENING = 8  # channels stop doubling at 8 x width, as in the paper's 64 px networks
-
-
-def channels_at(resolution: int, *, size: int, width: int) -> int:
-    """Channels of the features at a resolution: `width` at half the image's size, doubling
-    downwards.
-    """
-    return width * min(size // (2 * resolution), MAX_WIDENING)
+from gan.sizes import dcgan_channels
 
 
 class Generator(nn.Module):
@@ -32,7 +24,7 @@ class Generator(nn.Module):
         super().__init__()
         out_channels, size, _ = shape
         self.latent = LabelledLatent(config.latent_dim, num_classes=num_classes)
-        self.first_channels = channels_at(4, size=size, width=config.width)
+        self.first_channels = dcgan_channels(4, size=size, width=config.width)
         name = config.norm or "group"
         bias = name == "none"  # a normalization's own shift makes another one redundant
         self.to_4x4 = nn.Linear(self.latent.out_dim, self.first_channels * 16, bias=bias)
@@ -42,7 +34,7 @@ class Generator(nn.Module):
         self.norms = nn.ModuleList()
         channels, resolution = self.first_channels, 8
         while resolution < size:
-            wider = channels_at(resolution, size=size, width=config.width)
+            wider = dcgan_channels(resolution, size=size, width=config.width)
             self.ups.append(nn.ConvTranspose2d(channels, wider, 4, 2, 1, bias=bias))
             he_normal(self.ups[-1], fan_in=4 * channels)
             self.norms.append(normalization(name, wider))
@@ -76,7 +68,7 @@ class Discriminator(nn.Module):
         self.norms = nn.ModuleList()
         channels, resolution = in_channels, size // 2
         while resolution >= 4:
-            wider = channels_at(resolution, size=size, width=config.width)
+            wider = dcgan_channels(resolution, size=size, width=config.width)
             # The paper leaves D's first layer free; a spectral norm is of the weights.
             norm = config.norm if self.downs and config.norm != "spectral" else None
             norm = norm or "none"

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig
 from gan.networks.parts import LEAK, LabelledLatent, he_normal
-
-DEFAULT_DEPTH = 3
+from gan.sizes import MLP_DEPTH
 
 
 class _Layers(nn.Module):
@@ -23,7 +22,7 @@ class _Layers(nn.Module):
 
     def __init__(self, in_dim: int, *, width: int, depth: int | None):
         super().__init__()
-        dims = [in_dim] + [width] * (depth or DEFAULT_DEPTH)
+        dims = [in_dim] + [width] * (depth or MLP_DEPTH)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
         for index, layer in enumerate(self.layers):
             he_normal(layer, fan_in=dims[index], slope=LEAK if index else 1)

@@ -45,21 +45,28 @@ def spectrally_normalized(player: nn.Module) -> nn.Module:
         # In eval mode a forward does not iterate: how often D looks depends on micro-batches, and
         # so on the number of workers.
         parametrizations.spectral_norm(layer)
-        _spectral_norm_of(layer).eval()
+        norm = _parametrization_of(layer)
+        assert norm is not None
+        norm.eval()
     return player
 
 
 def iterate_spectral_norms(player: nn.Module) -> None:
     """One power iteration in every spectrally normalized layer, if there are any."""
     for layer in player.modules():
-        if parametrize.is_parametrized(layer, "weight"):
-            norm = _spectral_norm_of(layer).train()
+        norm = _parametrization_of(layer)
+        # torch has no public name for the class.
+        if isinstance(norm, parametrizations._SpectralNorm):  # pyright: ignore
+            norm.train()
             with torch.no_grad():
                 _ = layer.weight
             norm.eval()
 
 
-def _spectral_norm_of(layer: nn.Module) -> nn.Module:
+def _parametrization_of(layer: nn.Module) -> nn.Module | None:
+    """What a layer's weight passes through before it is used."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
     return layer.get_submodule("parametrizations.weight.0")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def test_a_dry_run_prints_every_setting_with_its_source_and_starts_nothing(desk)
     ]
     assert f"{'images = 50':<44}# tiny.toml" in output
     assert "60 images of 1 x 8 x 8" in output
+    assert re.search(r"^G: [\d,]+ parameters, [\d.,]+ MFLOP for an image", output, re.MULTILINE)
+    assert re.search(r"^D: [\d,]+ parameters, [\d.,]+ MFLOP for an image", output, re.MULTILINE)
     assert sorted(p.name for p in desk.iterdir()) == ["data", "tiny.toml"]
 
 
