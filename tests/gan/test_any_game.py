@@ -1,0 +1,131 @@
+"""Any valid experiment plays, stops and goes on to the bit; any other is refused with a reason."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gan.config import (
+    AugmentConfig,
+    Conditioning,
+    ConditioningConfig,
+    ConfigError,
+    DiscriminatorConfig,
+    GameConfig,
+    GeneratorConfig,
+    Network,
+    ObjectiveConfig,
+    ObjectiveName,
+    PenaltyMethod,
+    Policy,
+    TurnsConfig,
+)
+from tests.gan.play import new_game, play_rounds
+
+NETWORKS = st.sampled_from(get_args(Network))
+OPTIMIZERS = {"optimizer": st.sampled_from(["adam", "adamw", "rmsprop", "sgd"])}
+WEIGHTS = st.sampled_from([0.0, 1.0])
+
+GENERATORS = st.fixed_dictionaries(
+    {
+        "network": NETWORKS,
+        "norm": st.sampled_from([None, "none", "group", "batch"]),
+        "style_mixing": st.sampled_from([0.0, 0.5]),
+        **OPTIMIZERS,
+    }
+)
+DISCRIMINATORS = st.fixed_dictionaries(
+    {
+        "network": NETWORKS,
+        "norm": st.sampled_from([None, "none", "group", "batch", "spectral"]),
+        "max_grad_norm": st.sampled_from([None, 1.0]),
+        **OPTIMIZERS,
+    }
+)
+OBJECTIVES = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(get_args(ObjectiveName)),
+        "r1_gamma": WEIGHTS,
+        "r2_gamma": WEIGHTS,
+        "gp_lambda": WEIGHTS,
+        "penalty_interval": st.integers(1, 2),
+        "penalty_method": st.sampled_from(get_args(PenaltyMethod)),
+        "path_length_weight": st.sampled_from([0.0, 2.0]),
+        "weight_clip": st.sampled_from([None, 0.1]),
+    }
+)
+TURNS = st.fixed_dictionaries(
+    {
+        "d_steps": st.integers(1, 2),
+        "g_steps": st.integers(1, 2),
+        "micro_batch": st.sampled_from([None, 2]),
+        "precision": st.sampled_from(["float32", "bfloat16", "float64"]),
+    }
+)
+POLICIES = st.lists(st.sampled_from(get_args(Policy)), unique=True, max_size=3).map(tuple)
+
+
+@st.composite
+def drawn(draw) -> tuple[dict, ...]:
+    """The settings of a game as a file would hold them: half of them are what cannot be."""
+    generator, discriminator = draw(GENERATORS), draw(DISCRIMINATORS)
+    objective, turns = draw(OBJECTIVES), draw(TURNS)
+    if draw(st.booleans()):
+        _mend(generator, discriminator, objective, turns)
+    conditioning = {"name": draw(st.sampled_from(get_args(Conditioning)))}
+    augment = {"policies": draw(POLICIES), "probability": 0.5}
+    return generator, discriminator, objective, turns, conditioning, augment
+
+
+def _mend(generator: dict, discriminator: dict, objective: dict, turns: dict) -> None:
+    """What the words of the README rule out, taken back."""
+    for player in (generator, discriminator):
+        if player["network"] not in ("dcgan", "resnet"):
+            player["norm"] = None
+    if generator["network"] != "stylegan2":
+        generator["style_mixing"] = objective["path_length_weight"] = 0.0
+    if objective["name"] != "wasserstein":
+        objective["weight_clip"] = None
+    if objective["name"] == "relativistic-average":
+        turns["micro_batch"] = None
+    if objective["penalty_method"] == "differences":
+        objective["gp_lambda"] = 0.0
+    penalized = any(objective[key] for key in ("r1_gamma", "r2_gamma", "gp_lambda"))
+    if penalized and discriminator["norm"] == "batch":
+        discriminator["norm"] = "group"
+    if objective["name"] == "wasserstein" and not penalized:
+        objective["weight_clip"] = 0.1
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn())
+def test_any_game_is_refused_with_reasons_or_goes_on_bit_for_bit_wherever_it_was_stopped(parts):
+    generator, discriminator, objective, turns, conditioning, augment = parts
+    try:
+        config = GameConfig(
+            generator=GeneratorConfig(width=8, latent_dim=4, lr=1e-4, **generator),
+            discriminator=DiscriminatorConfig(width=8, lr=1e-4, **discriminator),
+            objective=ObjectiveConfig(**objective),
+            conditioning=ConditioningConfig(**conditioning),
+            augment=AugmentConfig(**augment),
+            turns=TurnsConfig(batch_size=4, total_kimg=1, **turns),
+        )
+    except ConfigError as error:
+        for mistake in error.mistakes:
+            assert any(word in mistake for word in ("got", "needs", "plays")), mistake
+        return
+    whole = play_rounds(new_game(config), 2)
+    half = new_game(config)
+    half.load_state_dict(
+        {
+            name: value.clone()
+            for name, value in play_rounds(new_game(config), 1).state_dict().items()
+        }
+    )
+    ended = play_rounds(half, 1).state_dict()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, ended[name]), name
+    assert whole.is_finite()
