@@ -32,6 +32,7 @@ VERBS = {  # the first line of help is kept here, so that `forger --help` import
     "reproduce": "Train a registered generator again, and compare bit for bit.",
     "sample": "Draw images from a generator.",
     "export": "Write a generator as ONNX.",
+    "modes": "Count the modes that a recipe finds: a ring, a grid, stacked digits.",
     "extractor": "List feature extractors, or train one on a data set of your own.",
 }
 

@@ -30,6 +30,15 @@ def grid_png(images: Tensor, *, columns: int | None = None) -> bytes:
     return png(grid(large, columns=columns))
 
 
+def points_png(points: Tensor, *, size_px: int = 480) -> bytes:
+    """Points (n, 2) as black dots on white, the plane's origin in the middle, as a PNG."""
+    reach = float(points.abs().max()) * 1.1 or 1.0
+    place = ((points / reach + 1) / 2 * (size_px - 1)).round().long().clamp(0, size_px - 1)
+    page = np.full((size_px, size_px, 1), 255, np.uint8)
+    page[size_px - 1 - place[:, 1].numpy(), place[:, 0].numpy()] = 0
+    return png(page)
+
+
 def card_png(text: str) -> bytes:
     """A sentence or two on a plain card, for where pictures are looked through, as a PNG."""
     lines = textwrap.fill(text, CARD_COLUMNS)

@@ -60,13 +60,7 @@ def load_trained(
     """
     card = read_card(storage)
     _check_name(card.name, taken=taken)
-    source = f"{storage.uri}/{TENSORS}"
-    try:
-        data = storage.read(TENSORS)
-    except FileNotFoundError:
-        raise ConfigError([f"{source} is missing; train the extractor again"]) from None
-    if sha256_of(data) != card.sha256:
-        raise ConfigError([f"{source} is damaged (its sha256 differs from {CARD})"])
+    classifier = load_classifier(storage)
     if tuple(card.shape) != tuple(shape):
         raise ConfigError(
             [
@@ -74,11 +68,24 @@ def load_trained(
                 f"data has {described(shape)}; choose 'pixels' or train one"
             ]
         )
-    classifier = _classifier(card.shape, card.num_classes)
-    load_strictly(classifier, tensors(data, source=source), source=source)
     return classifier_features(
         card.name, classifier, shape=tuple(shape), weights_sha256=card.sha256
     )
+
+
+def load_classifier(storage: Folder) -> Classifier:
+    """The classifier itself, which names classes. Raises ConfigError where it is damaged."""
+    card = read_card(storage)
+    source = f"{storage.uri}/{TENSORS}"
+    try:
+        data = storage.read(TENSORS)
+    except FileNotFoundError:
+        raise ConfigError([f"{source} is missing; train the extractor again"]) from None
+    if sha256_of(data) != card.sha256:
+        raise ConfigError([f"{source} is damaged (its sha256 differs from {CARD})"])
+    classifier = _classifier(card.shape, card.num_classes)
+    load_strictly(classifier, tensors(data, source=source), source=source)
+    return classifier
 
 
 def read_card(storage: Folder) -> ExtractorCard:

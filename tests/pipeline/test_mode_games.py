@@ -1,0 +1,89 @@
+"""Games on mixtures of known modes: what real samples show, and short games."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from gan.config import (
+    DiscriminatorConfig,
+    EmaConfig,
+    GameConfig,
+    GeneratorConfig,
+    TurnsConfig,
+)
+from jobs.__main__ import forger
+from pipeline.mode_games import StackMixture, floor, play
+
+
+def small(total_kimg: float = 2.0, **changes) -> GameConfig:
+    how: dict = {"network": "mlp", "width": 32, "lr": 1e-3}
+    return GameConfig(
+        generator=GeneratorConfig(latent_dim=4, **how),
+        discriminator=DiscriminatorConfig(**how),
+        turns=TurnsConfig(total_kimg=total_kimg, batch_size=50),
+        ema=EmaConfig(half_life_kimg=0.5),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(("name", "count"), [("ring", 8), ("grid", 25)])
+def test_real_points_find_every_mode(name, count):
+    """98.89 % lie within 3 sigma; the standard error of 2,500 is 0.2 %."""
+    modes = floor(name)
+    assert modes.found == count
+    assert modes.good == pytest.approx(0.9889, abs=0.008)
+    assert modes.reverse_kl < 3 * count / 2 / 2500
+
+
+def test_stacks_are_of_three_digits_and_few_of_them_show_few_modes():
+    source = StackMixture()
+    stacks = source.draw(300, torch.Generator().manual_seed(0))
+    assert stacks.shape == (300, 3, 32, 32)
+    modes = source.modes(stacks)
+    assert 230 <= modes.found <= 300  # 1000 (1 - e^-0.3) = 259 are expected, with a deviation of 5
+    assert 0.5 < modes.good < 0.8  # the classifier is careful: sure of seven in eight digits
+    assert source.modes(torch.zeros(50, 3, 32, 32, dtype=torch.uint8)).found == 1
+
+
+@pytest.mark.slow
+def test_real_stacks_find_every_mode_and_have_little_but_the_bias_of_their_number():
+    """KL of 26,000 draws from 1,000 even modes is 999 / 52,000 = 0.019 on average; a classifier
+    that errs, and classes that are not quite even, add a little.
+    """
+    modes = floor("stacked")
+    assert modes.found == 1000
+    assert 0.017 < modes.reverse_kl < 0.04
+    assert 0.6 < modes.good < 0.7
+
+
+def test_a_game_is_looked_at_in_its_course_and_is_its_seeds_alone():
+    played, again = (play("ring", small(), seed=3, looks=4) for _ in range(2))
+    assert [nimg for nimg, _ in played.course] == [500, 1000, 1500, 2000]
+    assert played.samples.shape == (2500, 2)
+    assert torch.equal(played.samples, again.samples)
+    assert played.course == again.course
+    other = play("ring", small(), seed=4)
+    assert not torch.equal(played.samples, other.samples)
+
+
+def test_the_command_prints_the_floor_the_games_and_the_published_table(tmp_path: Path):
+    picture = tmp_path / "ring.png"
+    words = ["modes", "ring", "turns.total_kimg=2", "generator.width=16", "discriminator.width=16"]
+    result = CliRunner().invoke(forger, [*words, "--seeds", "2", "-o", str(picture)])
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    (real,) = (line for line in lines if line[:2] == ["real", "samples"])
+    assert real[2] == "8/8"
+    assert [line[1] for line in lines if line[0] == "seed"] == ["0", "1"]
+    assert any(line[0] == "PacGAN2" for line in lines)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_setting_that_cannot_be_is_refused(tmp_path: Path):
+    result = CliRunner().invoke(forger, ["modes", "ring", "generator.network=dcgan"])
+    assert result.exit_code != 0
+    assert "plays square images" in str(result.exception or result.output)
