@@ -266,7 +266,9 @@ def _restore_once_it_played_on(scene: Scene) -> None:
     gone_since, reached = time.monotonic(), scene.arm.progress()
 
     def look() -> None:
-        alone = scene.arm.progress() >= reached + ALONE_NIMG
+        nodes = scene.stand.nodes.workers
+        # Where the other one is gone as well there is none to play on with.
+        alone = not nodes or scene.arm.progress() >= reached + ALONE_NIMG
         if alone or scene.over or time.monotonic() - gone_since > GONE_SEC:
             scene.stand.nodes.restore()
         else:
