@@ -18,6 +18,7 @@ Draws = Float[Tensor, "n d"]  # each row an image's own
 
 SHIFT = 1 / 8  # of an image's size, at most
 HOLE = 1 / 2  # side of what is cut out, of an image's size
+OCTAVES = 1 / 2  # by which "scale" enlarges or shrinks, at most
 
 
 def augment(images: Images, draws: Draws, *, policies: Sequence[Policy]) -> Images:
@@ -79,9 +80,55 @@ def _in_hole(draws: Float[Tensor, " n"], size: int) -> Bool[Tensor, "n s"]:
     return (place >= first[:, None]) & (place < first[:, None] + side)
 
 
+def _flip(images: Images, draws: Draws) -> Images:
+    """Mirrored, every second time."""
+    mirrored = draws[:, 0] < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def _quarters(images: Images, draws: Draws) -> Images:
+    """Turned by 0, 90, 180 or 270 degrees."""
+    quarters = (4 * draws[:, 0]).floor()[:, None, None, None]
+    turned = images
+    for times in (1, 2, 3):
+        turned = torch.where(quarters == times, images.rot90(times, (2, 3)), turned)
+    return turned
+
+
+def _scale(images: Images, draws: Draws) -> Images:
+    """Half an octave larger or smaller at most, about a place up to 1/8 from the middle; what
+    comes in from outside is 0.
+
+    Linear interpolation, axis by axis, by products with matrices: unlike a sampled grid it can be
+    differentiated twice, as penalties do, and sums in one order on a GPU.
+    """
+    factor = torch.exp2(OCTAVES * (2 * draws[:, 0] - 1))
+    rows, columns = (
+        _interpolation(factor, draws[:, 1 + axis], size).to(images.dtype)[:, None]
+        for axis, size in enumerate(images.shape[2:])
+    )
+    return rows @ images @ columns.transpose(2, 3)
+
+
+def _interpolation(
+    factor: Float[Tensor, " n"], draws: Float[Tensor, " n"], size: int
+) -> Float[Tensor, "n s s"]:
+    """What each place of the result takes from each place of the line."""
+    place = torch.arange(size, device=draws.device) - (size - 1) / 2
+    shift = (2 * draws - 1) * SHIFT * size
+    source = place[None, :] / factor[:, None] - shift[:, None]
+    near = factor.clamp(max=1)[:, None, None]  # a smaller result takes a mean of more
+    distance = (source[:, :, None] - place[None, None, :]).abs()
+    return (1 - distance * near).clamp(min=0) * near
+
+
 POLICIES: dict[Policy, tuple[int, Callable[[Images, Draws], Images]]] = {
     "color": (0, _color),
     "translation": (4, _translation),
     "cutout": (8, _cutout),
+    "flip": (12, _flip),
+    "quarters": (16, _quarters),
+    "scale": (20, _scale),
 }
 NUM_DRAWS = 4 * len(POLICIES)  # of each: whether it is applied, and three numbers
+NUM_FIRST = 12  # of the policies that were here first: games drew these alone

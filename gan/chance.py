@@ -7,9 +7,10 @@ not depend on how many ranks there are.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from gan.augment import NUM_DRAWS, resolved
+from gan.augment import NUM_DRAWS, NUM_FIRST, resolved
 from gan.config import GameConfig, Sample
 from gan.penalties import Weights
 from gan.randomness import latents, normal, uniform
@@ -80,8 +81,12 @@ def _augmentations(
 ) -> dict[str, Tensor]:
     if not config.augment.policies:
         return {}
-    shape = (config.turns.batch_size, NUM_DRAWS)
-    return {
-        side: resolved(uniform(seed, f"augment/{player}/{side}", turn, shape=shape), probability)
-        for side in ("real", "fake")
-    }
+    count = config.turns.batch_size
+
+    def drawn(side: str) -> Tensor:
+        stream = f"augment/{player}/{side}"
+        first = uniform(seed, stream, turn, shape=(count, NUM_FIRST))
+        more = uniform(seed, f"{stream}/more", turn, shape=(count, NUM_DRAWS - NUM_FIRST))
+        return resolved(torch.cat([first, more], dim=1), probability)
+
+    return {side: drawn(side) for side in ("real", "fake")}

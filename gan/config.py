@@ -8,9 +8,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gan.augment_config import AugmentConfig, Policy
+from gan.objective_config import ObjectiveConfig, ObjectiveName, PenaltyMethod
 from gan.player_config import DiscriminatorConfig, GeneratorConfig, Network, Norm, PlayerConfig
 from gan.rules import ConfigError, check
-from gan.schedules import Schedule, Steps, bounds, is_whole, shown, value_at
+from gan.schedules import Schedule, Steps, bounds, is_whole, not_negative, shown, value_at
 
 __all__ = [
     "AugmentConfig",
@@ -38,109 +40,8 @@ __all__ = [
     "value_at",
 ]
 
-ObjectiveName = Literal[
-    "minimax",
-    "nonsaturating",
-    "least-squares",
-    "hinge",
-    "wasserstein",
-    "relativistic",
-    "relativistic-average",
-]
 Conditioning = Literal["none", "projection", "concatenation", "auxiliary"]
-Policy = Literal["color", "translation", "cutout"]
-PenaltyMethod = Literal["exact", "differences"]
 Precision = Literal["float32", "bfloat16", "float64"]
-
-
-def _not_negative(name: str, setting: float | Schedule | Steps) -> tuple[bool, str]:
-    low, high = bounds(setting)
-    return (
-        low >= 0 and high < math.inf,
-        f"{name} must be >= 0 and finite, got {shown(setting)}",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectiveConfig:
-    """What each player descends (`gan.objectives`), and the penalties that keep D smooth.
-
-    r1_gamma weighs gamma/2 E|grad D(x)|^2 on reals, r2_gamma the same on fakes (Mescheder et al.
-    2018, eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). gp_lambda weighs
-    lambda E(|grad D(x)| - gp_target)^2 between pairs of a real and a fake: gp_target 1 is WGAN-GP
-    (Gulrajani et al. 2017, eq. 3), 0 is centred at zero (Thanh-Tung et al. 2019, eq. 6). Every
-    `penalty_interval`-th D turn pays them, times the interval, so that their mean strength does
-    not depend on it.
-
-    path_length_weight weighs (|J_w^T y| - its mean)^2 in every `path_length_interval`-th turn of a
-    stylegan2 G, times the interval (Karras et al. 2020, eq. 4; 2 is the paper's).
-
-    penalty_method "differences" estimates R1 and R2 without a second derivative, from D at points
-    `penalty_sigma` away (Lin et al. 2025, arXiv 2501.08316).
-    """
-
-    name: ObjectiveName = "relativistic"
-    r1_gamma: float | Schedule | Steps = 1.0
-    r2_gamma: float | Schedule | Steps = 1.0
-    gp_lambda: float | Schedule | Steps = 0.0
-    gp_target: float = 1.0
-    penalty_interval: int = 1
-    penalty_method: PenaltyMethod = "exact"
-    penalty_sigma: float = 0.01  # on the scale of samples: images lie in [-1, 1]
-    path_length_weight: float = 0.0
-    path_length_interval: int = 4
-    weight_clip: float | None = None  # wasserstein: D's weights stay within +- this; 0.01 of old
-
-    def __post_init__(self) -> None:
-        weights = ("r1_gamma", "r2_gamma", "gp_lambda")
-        check(
-            *(_not_negative(name, getattr(self, name)) for name in weights),
-            (
-                0 <= self.gp_target < math.inf,
-                f"gp_target must be >= 0 and finite, got {self.gp_target}",
-            ),
-            (
-                self.penalty_interval >= 1,
-                f"penalty_interval must be >= 1 (every turn), got {self.penalty_interval}",
-            ),
-            (
-                0 <= self.path_length_weight < math.inf,
-                f"path_length_weight must be >= 0 and finite, got {self.path_length_weight}",
-            ),
-            (
-                self.path_length_interval >= 1,
-                f"path_length_interval must be >= 1 (every turn), got {self.path_length_interval}",
-            ),
-            (
-                0 < self.penalty_sigma < math.inf,
-                f"penalty_sigma must be > 0 and finite, got {self.penalty_sigma}",
-            ),
-            (
-                self.penalty_method == "exact" or bounds(self.gp_lambda)[1] == 0,
-                f"gp_lambda must be 0 with penalty_method = 'differences', which estimates R1 and "
-                f"R2 only, got {shown(self.gp_lambda)}",
-            ),
-            (
-                self.weight_clip is None or 0 < self.weight_clip < math.inf,
-                f"weight_clip must be > 0 and finite, got {self.weight_clip}",
-            ),
-            (
-                self.weight_clip is None or self.name == "wasserstein",
-                f"weight_clip is for name = 'wasserstein' only, "
-                f"got {self.weight_clip} with name = '{self.name}'",
-            ),
-        )
-
-    @property
-    def penalized(self) -> bool:
-        """Whether any penalty is ever paid."""
-        weights = (self.r1_gamma, self.r2_gamma, self.gp_lambda)
-        return any(bounds(weight)[1] > 0 for weight in weights)
-
-    @property
-    def relative(self) -> bool:
-        """Whether G's loss looks at reals too."""
-        return self.name in ("relativistic", "relativistic-average")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,31 +72,6 @@ class ConditioningConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentConfig:
-    """Differentiable augmentation of all that D sees, in both turns (Zhao et al. 2020).
-
-    Each policy is applied to an image with `probability`; penalties are on the images before it.
-    """
-
-    policies: tuple[Policy, ...] = ()
-    probability: float | Schedule | Steps = 1.0
-
-    def __post_init__(self) -> None:
-        low, high = bounds(self.probability)
-        check(
-            (
-                len(set(self.policies)) == len(self.policies),
-                f"policies must be named once each, got {list(self.policies)}",
-            ),
-            (
-                0 <= low <= high <= 1,
-                f"probability must be in [0, 1], got {shown(self.probability)}",
-            ),
-        )
-        object.__setattr__(self, "policies", tuple(self.policies))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TurnsConfig:
     """How long the game lasts and how the players alternate.
 
@@ -208,6 +84,7 @@ class TurnsConfig:
     d_steps: int | Steps = 1
     g_steps: int = 1
     precision: Precision = "float32"
+    compile: bool = False  # each player's step as one compiled function; equal up to rounding
 
     def __post_init__(self) -> None:
         check(
@@ -247,7 +124,7 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         check(
-            _not_negative("half_life_kimg", self.half_life_kimg),
+            not_negative("half_life_kimg", self.half_life_kimg),
             (
                 0 <= self.ramp_up < math.inf,
                 f"ramp_up must be >= 0 and finite, got {self.ramp_up}",
@@ -278,10 +155,22 @@ class GameConfig:
                 "others), got 'batch'",
             ),
             (
+                not self.turns.compile
+                or "batch" not in (self.generator.norm, self.discriminator.norm),
+                "turns.compile must be false with norm = 'batch' (its running statistics are "
+                "written in place), got true",
+            ),
+            (
                 self.objective.name != "relativistic-average" or self.turns.micro_batch is None,
                 f"turns.micro_batch must be left out with objective.name = "
                 f"'relativistic-average' (its means are over the whole batch), "
                 f"got {self.turns.micro_batch}",
+            ),
+            (
+                self.conditioning.name != "auxiliary"
+                or not (self.generator.discrete_codes or self.generator.continuous_codes),
+                "conditioning.name must be another one than 'auxiliary' where the generator has "
+                "codes (D would have two classifiers), got 'auxiliary'",
             ),
             (
                 self.objective.path_length_weight == 0 or self.generator.network == "stylegan2",
@@ -346,6 +235,12 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
             config.conditioning.name == "none" or sample.num_classes > 0,
             f"conditioning.name must be 'none' where the data has no labels, "
             f"got '{config.conditioning.name}'",
+        )
+    )
+    rules.append(
+        (
+            "quarters" not in config.augment.policies or square,
+            f"augment.policies may hold 'quarters' for square images only, got {shown_shape}",
         )
     )
     rules.append(

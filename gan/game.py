@@ -6,14 +6,17 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gan.adaptive import PREFIX as AUGMENT
+from gan.adaptive import AdaptiveProbability
 from gan.chance import of_d_turn, of_g_turn
+from gan.codes import Codes
 from gan.config import GameConfig, PlayerConfig, Sample, Steps, check_sample, value_at
 from gan.ema import Average, decay
 from gan.means import PREFIX as MEANS
@@ -71,7 +74,9 @@ class Game:
 
         how = {"conditioning": config.conditioning.name, "sample": sample, "seed": seed}
         self.G = build_generator(config.generator, **how).to(self.device, self.dtype)
-        self.D = build_discriminator(config.discriminator, **how).to(self.device, self.dtype)
+        self.codes = Codes.of(config.generator)
+        self.D = build_discriminator(config.discriminator, codes=self.codes, **how)
+        self.D = self.D.to(self.device, self.dtype)
         self._ema = Average(self.G)
         self._statistics = [
             statistic
@@ -82,7 +87,15 @@ class Game:
         self.G_optimizer = build_optimizer(self.G, config.generator)
         self.D_optimizer = build_optimizer(self.D, config.discriminator)
         class_weight = config.conditioning.class_weight
-        rules = {"policies": config.augment.policies, "class_weight": class_weight}
+        rules = {
+            "policies": config.augment.policies,
+            "class_weight": class_weight,
+            "codes": self.codes,
+        }
+        self._adaptive = None
+        if config.augment.target is not None:
+            how = {"batch_size": config.turns.batch_size, "device": self.device}
+            self._adaptive = AdaptiveProbability(config.augment, **how)
         self._d_turn = self._distributed(DTurn(self.D, config.objective, **rules))
         self._g_turn = self._distributed(GTurn(self.G, self.D, config.objective, **rules))
 
@@ -119,8 +132,10 @@ class Game:
         """
         turn, weights = self.d_turns, self._penalty_weights()
         z = self._my_latents("latent/d", turn)
-        how = {"weights": weights, "probability": self._now(self.config.augment.probability)}
+        how = {"weights": weights, "probability": self._augment_probability()}
         chance = self._mine(of_d_turn(self.config, self.sample, self.seed, turn, **how))
+        if self.codes:
+            chance["z"] = z
         self._set_rates(self.D_optimizer, self.config.discriminator)
         self.D_optimizer.zero_grad(set_to_none=True)
         iterate_spectral_norms(self.D)
@@ -132,6 +147,8 @@ class Game:
                 loss, report = self._d_turn(real, fake, labels, weights, luck)
                 (loss * self._loss_scale).backward()
             self.means.add(report, count=len(piece_z))
+            if self._adaptive is not None:
+                self._adaptive.add(report["d/real_sign"])
         self._step("d", self.D, self.D_optimizer, self.config.discriminator)
         clip = self.config.objective.weight_clip
         if clip is not None:
@@ -139,6 +156,10 @@ class Game:
                 for parameter in self.D.parameters():
                     parameter.clamp_(-clip, clip)
         self.d_turns += 1
+        if self._adaptive is not None:
+            self._adaptive.settle(self.d_turns, self.world)
+            probability = torch.tensor(self._adaptive.value, dtype=self.dtype, device=self.device)
+            self.means.add_shared("augment/p", probability, self.world)
 
     def g_turn(self, batch: Batch | None) -> None:
         """G's turn: one step against a frozen D, then G_ema follows. Every rank must call this.
@@ -146,7 +167,7 @@ class Game:
         `batch` holds fresh reals where `config.reals_in_g_turn`, else it is None.
         """
         z = self._my_latents("latent/g", self.g_turns)
-        probability = self._now(self.config.augment.probability)
+        probability = self._augment_probability()
         where = (self.config, self.sample, self.seed, self.g_turns)
         chance = self._mine(of_g_turn(*where, probability=probability))
         path_length = torch.zeros((), dtype=self.dtype, device=self.device)
@@ -180,7 +201,8 @@ class Game:
         That is the players and their optimizers, and what every rank has to report of the turns
         since the last tick ('means/...'). Every rank must call this.
         """
-        return self._players_state() | self.means.state_dict(self.world)
+        adapted = {} if self._adaptive is None else self._adaptive.state_dict(self.world)
+        return self._players_state() | adapted | self.means.state_dict(self.world)
 
     def is_finite(self) -> bool:
         """Whether every number of the state is finite, on all ranks. Every rank must call this."""
@@ -196,10 +218,11 @@ class Game:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continues a game from `state_dict()` of one with the same config and sample.
 
-        The means are taken up where there are some; a state without them begins them anew. Raises
-        ValueError where another tensor is missing, left over or of another shape.
+        The means and the adapted probability of augmentations are taken up where there are some;
+        a state without them begins them anew. Raises ValueError where another tensor is missing,
+        left over or of another shape.
         """
-        given = {name for name in state if not name.startswith(MEANS)}
+        given = {name for name in state if not name.startswith((MEANS, AUGMENT))}
         expected = set(self._players_state()) | self._optimizer_keys(state)
         if expected != given:
             raise ValueError(
@@ -221,6 +244,8 @@ class Game:
                     k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
                 }
                 optimizer.state[parameter] = recalled(parameter, saved)
+        if self._adaptive is not None:
+            self._adaptive.load_state_dict(state, self.world)
         self.d_turns, self.g_turns = int(state["d_turns"]), int(state["g_turns"])
         self.means.load_state_dict(state, self.world)
         self.begin_round()
@@ -257,6 +282,12 @@ class Game:
         """The value of a setting in this turn: of this image, but steps wait for the round."""
         nimg = self._round_nimg if isinstance(setting, Steps) else self.nimg
         return value_at(setting, nimg, total_nimg=self.config.turns.total_nimg)
+
+    def _augment_probability(self) -> float:
+        """Of this turn: as it has adapted, or as the config says."""
+        if self._adaptive is not None:
+            return self._adaptive.value
+        return self._now(self.config.augment.probability)
 
     def _penalty_weights(self) -> Weights:
         """What D's next turn pays for: every so many turns, times their number."""
@@ -341,6 +372,10 @@ class Game:
         return torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext()
 
     def _distributed(self, turn: nn.Module) -> nn.Module:
+        if self.config.turns.compile:
+            # The whole step, losses and penalties in it: a compiled D alone could not be
+            # differentiated twice, and DDP still sees one forward for each backward.
+            turn = cast(nn.Module, torch.compile(turn, dynamic=False))
         if self.world.size == 1:
             return turn
         on_gpu = self.device.type == "cuda"

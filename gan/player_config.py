@@ -99,9 +99,31 @@ class GeneratorConfig(PlayerConfig):
     norm: Norm | None = None  # dcgan and resnet: 'group' where left out
     latent_dim: int = 64
     style_mixing: float = 0.0  # stylegan2: images of two latents' styles, 0.9 in the paper
+    # InfoGAN (Chen et al. 2016): what D is to read off images; the first numbers of the latent.
+    discrete_codes: int = 0  # one choice among so many
+    continuous_codes: int = 0  # so many numbers
 
     def __post_init__(self) -> None:
+        codes = self.discrete_codes + self.continuous_codes
         own = (
+            (
+                self.discrete_codes >= 0 and self.discrete_codes != 1,
+                f"discrete_codes must be 0 or at least 2, got {self.discrete_codes}",
+            ),
+            (
+                self.continuous_codes >= 0,
+                f"continuous_codes must be >= 0, got {self.continuous_codes}",
+            ),
+            (
+                codes <= self.latent_dim,
+                f"latent_dim must hold discrete_codes and continuous_codes, {codes} numbers, "
+                f"got {self.latent_dim}",
+            ),
+            (
+                not codes or self.network != "stylegan2",
+                "discrete_codes and continuous_codes must be 0 with network = 'stylegan2' (it "
+                f"scales its latents), got {self.discrete_codes} and {self.continuous_codes}",
+            ),
             (
                 0 <= self.style_mixing <= 1,
                 f"style_mixing must be in [0, 1], got {self.style_mixing}",

@@ -103,3 +103,12 @@ def shown(setting: float | Schedule | Steps) -> str:
 def is_whole(setting: int | Steps) -> bool:
     """Whether every value of a count is a whole number."""
     return not isinstance(setting, Steps) or all(value.is_integer() for value in setting.values)
+
+
+def not_negative(name: str, setting: float | Schedule | Steps) -> tuple[bool, str]:
+    """The rule that a setting is at least 0 and finite at all times, for `gan.rules.check`."""
+    low, high = bounds(setting)
+    return (
+        low >= 0 and high < math.inf,
+        f"{name} must be >= 0 and finite, got {shown(setting)}",
+    )

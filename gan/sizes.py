@@ -76,6 +76,7 @@ def sizes(config: GameConfig, sample: Sample) -> tuple[Size, Size]:
     conditioning = config.conditioning.name
     classes = sample.num_classes if conditioning != "none" else 0
     G_layers = _GENERATORS[config.generator.network](config.generator, sample.shape, classes)
+    codes = config.generator.discrete_codes + config.generator.continuous_codes
     shape, beside = sample.shape, []
     if conditioning == "concatenation":
         one = (1, *shape[1:]) if len(shape) == 3 else shape
@@ -88,6 +89,8 @@ def sizes(config: GameConfig, sample: Sample) -> tuple[Size, Size]:
             yield _Layer(classes * features)
         if conditioning == "auxiliary":
             yield _dense(features, classes)
+        if codes:
+            yield _dense(features, codes)
 
     D_layers = _DISCRIMINATORS[config.discriminator.network](config.discriminator, shape, head)
     return _size(G_layers), _size(iter([*beside, *D_layers]))

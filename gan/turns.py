@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gan.augment import augment
+from gan.codes import Codes
 from gan.config import ObjectiveConfig, Policy
-from gan.networks import stylegan2
+from gan.networks import NO_CODES, stylegan2
 from gan.objectives import OBJECTIVES, Objective
 from gan.penalties import (
     Weights,
@@ -38,7 +39,7 @@ class DTurn(nn.Module):
 
     D sees samples after the augmentation `policies`, and penalties are on the samples before it.
     `class_weight` weighs what an auxiliary classifier gets wrong, on reals and fakes (Odena et al.
-    2017, eq. 3).
+    2017, eq. 3). `codes` are what it is to read off fakes, whose latents are the chance "z".
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class DTurn(nn.Module):
         *,
         policies: tuple[Policy, ...] = (),
         class_weight: float = 0.0,
+        codes: Codes = NO_CODES,
     ):
         super().__init__()
         self.player = discriminator
         self.config, self.objective = config, OBJECTIVES[config.name]
         self.policies, self.class_weight = policies, class_weight
+        self.codes, self.info_weight = codes, config.info_weight
 
     def forward(
         self,
@@ -95,6 +98,10 @@ class DTurn(nn.Module):
             wrong = _class_loss(real_scores, labels) + _class_loss(fake_scores, labels)
             loss = loss + self.class_weight * wrong
             report["d/class_loss"] = wrong.detach()
+        if self.codes:
+            misread = self.codes.misread(fake_scores[:, 1:], chance["z"]).sum()
+            loss = loss + self.info_weight * misread
+            report["d/code_loss"] = misread.detach()
         with torch.no_grad():
             name = "game/distance" if self.objective.coin is None else "game/value"
             report[name] = self.objective.value(real_logits, fake_logits).sum()
@@ -132,7 +139,7 @@ class GTurn(nn.Module):
     """G and its loss as one module. The opponent is not part of it: DDP must not exchange D's
     gradients.
 
-    `policies` and `class_weight` are as in `DTurn`.
+    `policies`, `class_weight` and `codes` are as in `DTurn`.
     """
 
     def __init__(
@@ -143,12 +150,14 @@ class GTurn(nn.Module):
         *,
         policies: tuple[Policy, ...] = (),
         class_weight: float = 0.0,
+        codes: Codes = NO_CODES,
     ):
         super().__init__()
         self.player = generator
         self._opponent = (opponent,)  # a tuple hides it from nn.Module's registry
         self.objective, self.relative = OBJECTIVES[config.name], config.relative
         self.policies, self.class_weight = policies, class_weight
+        self.codes, self.info_weight = codes, config.info_weight
         self.path_weight = config.path_length_weight * config.path_length_interval
 
     def forward(
@@ -181,6 +190,10 @@ class GTurn(nn.Module):
             wrong = _class_loss(fake_scores, labels)
             loss = loss + self.class_weight * wrong
             report["g/class_loss"] = wrong.detach()
+        if self.codes:
+            misread = self.codes.misread(fake_scores[:, 1:], z).sum()
+            loss = loss + self.info_weight * misread
+            report["g/code_loss"] = misread.detach()
         if lengths is not None:
             assert isinstance(self.player, stylegan2.Generator)
             loss = loss + self.path_weight * (lengths - self.player.path_mean).square().sum()

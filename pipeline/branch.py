@@ -36,6 +36,8 @@ KEPT = (
     "turns.precision",
     "conditioning.name",
     "generator.latent_dim",
+    "generator.discrete_codes",
+    "generator.continuous_codes",
     *(
         f"{player}.{setting}"
         for player in ("generator", "discriminator")

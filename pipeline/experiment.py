@@ -36,6 +36,9 @@ LATER = (
         for setting in ("optimizer", "weight_decay", "max_grad_norm")
     ),
     "generator.style_mixing",
+    "generator.discrete_codes",
+    "generator.continuous_codes",
+    "objective.info_weight",
     "objective.path_length_weight",
     "objective.path_length_interval",
     "objective.gp_lambda",
@@ -44,8 +47,11 @@ LATER = (
     "objective.penalty_sigma",
     "objective.weight_clip",
     "conditioning.auxiliary_weight",
+    "turns.compile",
     "augment.policies",
     "augment.probability",
+    "augment.target",
+    "augment.adapt_kimg",
 )
 OWN_WEIGHTS = ("pixels", "digits", "lite0")  # extractors that take none from elsewhere
 

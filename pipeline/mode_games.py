@@ -76,7 +76,7 @@ class StackMixture:
     """
 
     def __init__(self):
-        self.digits = _embedded_digits()
+        self.digits = embedded_digits()
         self.sample, self.num_samples = Sample((3, 32, 32)), NUM_STACKS
         self.classifier = load_classifier(shipped("digits")).eval().requires_grad_(False)
 
@@ -158,7 +158,7 @@ def _forged(game: Game, count: int) -> Tensor:
     return to_uint8(drawn) if drawn.ndim == 4 else drawn
 
 
-def _embedded_digits() -> Tensor:
+def embedded_digits() -> Tensor:
     """The 10,000 embedded digits, uint8 (n, 32, 32), padded as `forger prepare` pads them."""
     with tempfile.TemporaryDirectory() as folder:
         source = open_embedded("digits", Scratch(Path(folder)))

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from gan.codes import CodedGenerator, Codes, CodesHead
 from gan.config import Conditioning, DiscriminatorConfig, GeneratorConfig, Sample
 from gan.networks import dcgan, mlp, r3gan, resnet, stylegan2
 from gan.networks.parts import (
@@ -22,6 +23,7 @@ from gan.randomness import derive_seed
 
 __all__ = ["FAMILIES", "build_discriminator", "build_generator", "iterate_spectral_norms"]
 
+NO_CODES = Codes()
 Head = Callable[[int], nn.Module]  # num_features to what maps (n, num_features), labels to logits
 
 
@@ -62,19 +64,29 @@ def build_generator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init/generator", 0))
         player = FAMILIES[config.network].generator(config, sample.shape, num_classes=classes)
+    if codes := Codes.of(config):
+        player = CodedGenerator(player, codes)
     return _channels_last(player)
 
 
 def build_discriminator(
-    config: DiscriminatorConfig, *, conditioning: Conditioning, sample: Sample, seed: int
+    config: DiscriminatorConfig,
+    *,
+    conditioning: Conditioning,
+    sample: Sample,
+    seed: int,
+    codes: Codes = NO_CODES,
 ) -> nn.Module:
     """D: samples and labels (n,) or None to one logit each, (n,); with an auxiliary classifier to
-    (n, 1 + classes), the logit first. Weights follow from `seed` alone.
+    (n, 1 + classes), where it reads codes to (n, 1 + codes), the logit first. Weights follow from
+    `seed` alone.
     """
     classes = sample.num_classes if conditioning != "none" else 0
     head = partial(LogitHead, num_classes=classes if conditioning == "projection" else 0)
     if conditioning == "auxiliary":
         head = partial(ClassifierHead, num_classes=classes)
+    if codes:
+        head = partial(_reading, head, codes)
     beside = conditioning == "concatenation"
     shape = BesideLabel.seen_shape(sample.shape) if beside else sample.shape
     with torch.random.fork_rng(devices=[]):
@@ -85,6 +97,10 @@ def build_discriminator(
         if config.norm == "spectral":
             player = spectrally_normalized(player)
     return _channels_last(player)
+
+
+def _reading(head: Head, codes: Codes, num_features: int) -> nn.Module:
+    return CodesHead(head(num_features), num_features, codes)
 
 
 def _channels_last(player: nn.Module) -> nn.Module:

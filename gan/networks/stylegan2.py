@@ -94,12 +94,12 @@ class _Modulated(nn.Module):
         *,
         style_dim: int,
         demodulate: bool = True,
-        filter: Filter | None = None,
+        doubling: Filter | None = None,
     ):
         super().__init__()
         self.style = nn.Linear(style_dim, in_channels)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-        self.demodulate, self.doubling = demodulate, filter
+        self.demodulate, self.doubling = demodulate, doubling
 
     def forward(self, x: Maps, style: Style) -> Resized:
         scale = 1 + self.style(style)
@@ -119,7 +119,7 @@ class _Modulated(nn.Module):
 
 
 class _Mapping(nn.Module):
-    """Latent and label to a style: normalized, then `depth` dense layers that learn slowly."""
+    """Latent and label to a style: both of mean square 1, then `depth` layers that learn slowly."""
 
     def __init__(self, config: GeneratorConfig, *, num_classes: int):
         super().__init__()
@@ -129,14 +129,11 @@ class _Mapping(nn.Module):
         _equalized(self.layers, lr=MAPPING_LR)
 
     def forward(self, z: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None) -> Style:
-        x = self.latent(_unit_mean_square(z), labels)
+        both = self.latent(z, labels).unflatten(1, (-1, z.shape[1]))  # the latent and the label
+        x = (both * (both.square().mean(dim=2, keepdim=True) + 1e-8).rsqrt()).flatten(1)
         for layer in self.layers:
-            x = _activated(layer(_unit_mean_square(x) if layer is self.layers[0] else x))
+            x = _activated(layer(x))
         return x
-
-
-def _unit_mean_square(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
 class Generator(nn.Module):
@@ -161,7 +158,7 @@ class Generator(nn.Module):
             wider = stylegan2_channels(resolution, size=size, width=config.width)
             if resolution > 4:
                 self.convs.append(
-                    _Modulated(channels, wider, 3, filter=self.filter, style_dim=style)
+                    _Modulated(channels, wider, 3, doubling=self.filter, style_dim=style)
                 )
             self.convs.append(_Modulated(wider, wider, 3, style_dim=style))
             self.to_images.append(

@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 
+from gan.config import Network
 from tests.bench import data, frechet, gate_rates, prepare
 from tests.bench.rounds import (
     bare_rounds,
@@ -22,6 +23,12 @@ from tests.bench.rounds import (
 from tests.ranks import run_ranks
 
 BATCHES = (64, 256)
+FAMILIES: tuple[tuple[Network, int], ...] = (
+    ("mlp", 256),
+    ("resnet", 32),
+    ("r3gan", 32),
+    ("stylegan2", 8),
+)
 
 
 def step() -> None:
@@ -32,6 +39,12 @@ def step() -> None:
         show(
             f"round, width {width}, float32: textbook / ours",
             compare(bare_rounds(config), textbook_rounds(config)),
+        )
+    for network, width in FAMILIES:
+        config = digits_game(network=network, width=width, batch_size=32, plain=True)
+        show(
+            f"round, {network} of width {width}, batch 32: textbook / ours",
+            compare(bare_rounds(config), textbook_rounds(config), pairs=9, count=4),
         )
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         print("round in bfloat16: not measured, this processor only emulates it")

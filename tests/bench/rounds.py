@@ -14,6 +14,7 @@ from gan.config import (
     DiscriminatorConfig,
     GameConfig,
     GeneratorConfig,
+    Network,
     ObjectiveConfig,
     Precision,
     Sample,
@@ -28,7 +29,12 @@ SHAPE = (1, 32, 32)
 
 
 def digits_game(
-    *, width: int = 16, batch_size: int = 64, plain: bool = False, precision: Precision = "float32"
+    *,
+    network: Network = "dcgan",
+    width: int = 16,
+    batch_size: int = 64,
+    plain: bool = False,
+    precision: Precision = "float32",
 ) -> GameConfig:
     """The digits recipe; `plain` is the classic game: non-saturating and without penalties."""
     objective = (
@@ -37,8 +43,8 @@ def digits_game(
         else ObjectiveConfig(penalty_interval=4)
     )
     return GameConfig(
-        generator=GeneratorConfig(width=width, lr=1e-3),
-        discriminator=DiscriminatorConfig(width=width, lr=1e-3),
+        generator=GeneratorConfig(network=network, width=width, lr=1e-3),
+        discriminator=DiscriminatorConfig(network=network, width=width, lr=1e-3),
         objective=objective,
         turns=TurnsConfig(batch_size=batch_size, precision=precision),
     )

@@ -34,6 +34,8 @@ GENERATORS = st.fixed_dictionaries(
         "network": NETWORKS,
         "norm": st.sampled_from([None, "none", "group", "batch"]),
         "style_mixing": st.sampled_from([0.0, 0.5]),
+        "discrete_codes": st.sampled_from([0, 0, 2]),
+        "continuous_codes": st.sampled_from([0, 0, 1]),
         **OPTIMIZERS,
     }
 )
@@ -76,7 +78,9 @@ def drawn(draw) -> tuple[dict, ...]:
     if draw(st.booleans()):
         _mend(generator, discriminator, objective, turns)
     conditioning = {"name": draw(st.sampled_from(get_args(Conditioning)))}
-    augment = {"policies": draw(POLICIES), "probability": 0.5}
+    policies = draw(POLICIES)
+    target = draw(st.sampled_from([None, 0.2])) if policies else None
+    augment = {"policies": policies, "probability": 0.5, "target": target}
     return generator, discriminator, objective, turns, conditioning, augment
 
 
@@ -87,6 +91,8 @@ def _mend(generator: dict, discriminator: dict, objective: dict, turns: dict) ->
             player["norm"] = None
     if generator["network"] != "stylegan2":
         generator["style_mixing"] = objective["path_length_weight"] = 0.0
+    else:
+        generator["discrete_codes"] = generator["continuous_codes"] = 0
     if objective["name"] != "wasserstein":
         objective["weight_clip"] = None
     if objective["name"] == "relativistic-average":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gan.adaptive import AdaptiveProbability
 from gan.augment import NUM_DRAWS, POLICIES, augment, resolved
 from gan.config import (
     AugmentConfig,
@@ -12,9 +13,11 @@ from gan.config import (
     ObjectiveConfig,
     Policy,
     Sample,
+    Schedule,
     check_sample,
 )
 from gan.rules import ConfigError
+from gan.world import World
 from tests.conftest import small_game
 from tests.gan.play import new_game, play_rounds
 
@@ -49,7 +52,8 @@ def test_at_probability_one_half_every_second_image_is_left_as_it_is(name):
     x = images(2000, 8)
     changed = augment(x, resolved(uniforms(2000), 0.5), policies=(name,)) != x
     share = changed.flatten(1).any(1).double().mean()
-    unmoved = 1 / 9 if name == "translation" else 0  # a shift by 0 of -1, 0, 1 along both axes
+    # A shift by 0 of -1, 0, 1 along both axes; no mirror; no turn of four.
+    unmoved = {"translation": 1 / 9, "flip": 1 / 2, "quarters": 1 / 4}.get(name, 0)
     assert float(share) == pytest.approx(0.5 * (1 - unmoved), abs=4 * 0.5 / 2000**0.5)
 
 
@@ -82,6 +86,32 @@ def test_colors_change_the_mean_the_greys_and_the_range():
     torch.testing.assert_close(grey, x.mean(1, keepdim=True).expand_as(x))
     mean = x.mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(applied("color", x, 0.5, 0.5, 0.75) - mean, 1.25 * (x - mean))
+
+
+def test_flips_and_quarter_turns_are_whole():
+    x = images(3)
+    assert torch.equal(applied("flip", x, 0.2), x.flip(3))
+    assert torch.equal(applied("flip", x, 0.7), x)
+    for times, drawn in enumerate((0.1, 0.3, 0.6, 0.9)):
+        assert torch.equal(applied("quarters", x, drawn), x.rot90(times, (2, 3)))
+
+
+def test_a_scale_is_linear_interpolation_about_the_middle():
+    """The middle of the draws changes nothing; a picture that is linear stays so, with the slope
+    over the factor; a shift is by 1/8 of the size at most; the mean of a large even field stays.
+    """
+    x = images(2, 16)
+    torch.testing.assert_close(applied("scale", x, 0.5, 0.5, 0.5), x)
+    slope = torch.linspace(-1, 1, 16, dtype=torch.float64).expand(1, 3, 16, 16)
+    larger = applied("scale", slope, 1.0, 0.5, 0.5)
+    torch.testing.assert_close(larger, slope / 2**0.5)
+    moved = applied("scale", slope, 0.5, 0.5, 1.0)  # two pixels of 2/15 each
+    torch.testing.assert_close(moved[..., 2:], slope[..., 2:] - 2 * 2 / 15)
+    assert not moved[..., :2].any()
+    even = applied("scale", torch.ones(1, 3, 16, 16, dtype=torch.float64), 0.0, 0.5, 0.5)
+    torch.testing.assert_close(
+        even[..., 5:11, 5:11], torch.ones_like(even)[..., 5:11, 5:11], rtol=0.1, atol=0
+    )
 
 
 def test_gradients_pass_and_an_images_own_are_its_own():
@@ -135,3 +165,51 @@ def test_what_cannot_be_augmented_is_refused():
     check_sample(config, Sample((1, 8, 8)))
     with pytest.raises(ConfigError, match="policies must be left out"):
         check_sample(config, Sample((2,)))
+
+
+def adaptive(**changes) -> AdaptiveProbability:
+    config = AugmentConfig(policies=("flip",), target=0.6, **{"adapt_kimg": 1.0, **changes})
+    return AdaptiveProbability(config, batch_size=25, device=torch.device("cpu"))
+
+
+def test_the_probability_rises_by_its_step_while_r_t_is_above_the_target_and_falls_below():
+    """Four turns of 25 images, and 1,000 images from 0 to 1: steps of a tenth (r_t of Karras et
+    al. 2020, NeurIPS, eq. 1).
+    """
+    p, world = adaptive(probability=0.25), World.current()
+
+    def four_turns(signs: float) -> float:
+        for turn in range(1, 5):
+            p.add(torch.tensor(signs))
+            p.settle(turn, world)
+        return p.value
+
+    assert four_turns(-25.0) == 0  # never below 0
+    assert [four_turns(16.0), four_turns(16.0)] == pytest.approx([0.1, 0.2])  # 0.64 > 0.6
+    assert four_turns(16.0) == 0.25  # never above its limit
+    assert four_turns(14.0) == pytest.approx(0.15)
+    assert four_turns(15.0) == pytest.approx(0.15)  # at its target
+
+
+def test_an_adapting_game_is_stopped_and_resumed_to_the_bit_and_tells_its_probability():
+    config = small_game(augment=AugmentConfig(policies=ALL, target=0.01, adapt_kimg=0.2))
+    whole = play_rounds(new_game(config), 7)
+    half = new_game(config)  # within four turns: signs are part of the state
+    half.load_state_dict(play_rounds(new_game(config), 3).state_dict())
+    ended = play_rounds(half, 4).state_dict()
+    state = whole.state_dict()
+    assert all(torch.equal(state[key], ended[key]) for key in state)
+    assert 0 < float(state["augment/p"]) <= 1
+    assert whole.means.take(whole.world)["augment/p"] > 0
+
+
+def test_what_cannot_adapt_is_refused():
+    with pytest.raises(ConfigError, match="name some in policies"):
+        AugmentConfig(target=0.6)
+    with pytest.raises(ConfigError, match="target must be between 0 and 1"):
+        AugmentConfig(policies=("flip",), target=1.0)
+    with pytest.raises(ConfigError, match="one number with a target"):
+        AugmentConfig(policies=("flip",), target=0.6, probability=Schedule(start=0.0, end=1.0))
+    config = small_game(augment=AugmentConfig(policies=("quarters",)))
+    with pytest.raises(ConfigError, match="for square images only"):
+        check_sample(config, Sample((1, 8, 16)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -457,6 +458,17 @@ SPLIT_GAMES: dict[str, dict] = {
         "conditioning": ConditioningConfig(name="auxiliary"),
         "discriminator": DiscriminatorConfig(width=8, lr=1e-3, norm="spectral"),
     },
+    "augmentation that adapts": {
+        "turns": TurnsConfig(batch_size=8, micro_batch=2, precision="float64"),
+        "augment": AugmentConfig(policies=("flip", "quarters", "scale"), target=0.3, adapt_kimg=1),
+    },
+    "codes to be read off images": {
+        "turns": TurnsConfig(batch_size=8, micro_batch=3, precision="float64"),
+        "generator": GeneratorConfig(
+            width=8, latent_dim=8, lr=1e-3, discrete_codes=3, continuous_codes=2
+        ),
+        "conditioning": ConditioningConfig(name="projection"),
+    },
     "residual players, spectral norms, labels named": {
         "turns": DOUBLE,
         "objective": ObjectiveConfig(name="hinge", r1_gamma=0, r2_gamma=0),
@@ -538,6 +550,28 @@ def test_three_workers_play_what_one_plays():
     for rank in run_ranks(states_after, 3, 20, games):
         for name, state, one in zip(SPLIT_GAMES, rank, alone, strict=True):
             assert largest_difference(state, one) < TOLERANCE["float64"], name
+
+
+COMPILED = [
+    "conditional, two D turns, lazy penalty",
+    "penalties between pairs, labels beside augmented images, rmsprop",
+    "residual players without norms",
+]
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_the_eager_ones_up_to_rounding_with_one_worker_and_with_two():
+    """R1, R2 and WGAN-GP need second derivatives inside the compiled step."""
+    eager = [SPLIT_GAMES[name] for name in COMPILED]
+    compiled = [
+        changes | {"turns": dataclasses.replace(changes["turns"], compile=True)}
+        for changes in eager
+    ]
+    expected = states_after(4, eager)
+    for world_size in (1, 2):
+        for rank in run_ranks(states_after, world_size, 4, compiled):
+            for name, state, one in zip(COMPILED, rank, expected, strict=True):
+                assert largest_difference(state, one) < TOLERANCE["float64"], name
 
 
 @pytest.mark.slow

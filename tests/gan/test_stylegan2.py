@@ -61,7 +61,7 @@ def test_modulation_is_by_weights_of_each_samples_own(demodulate):
 
 def test_a_doubling_layer_is_its_convolution_of_the_picture_with_zeros_between_then_the_filter():
     smooth = Filter(1, 3, 3, 1).double()
-    layer = modulated(demodulate=False, filter=smooth)
+    layer = modulated(demodulate=False, doubling=smooth)
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
     style = torch.zeros(1, 4, dtype=torch.float64)  # a scale of 1
     spread = torch.zeros(1, 3, 7, 7, dtype=torch.float64)

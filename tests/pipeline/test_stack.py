@@ -20,7 +20,7 @@ import pytest
 from pipeline.processes import end, family, started
 from pipeline.stack.ceph import forget_ceph, start_ceph
 from pipeline.stack.service import StackError, start, wait_until
-from tests.pipeline.desk import DEADLINE_SEC, ROOT, clean_environment
+from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk, clean_environment
 from tests.pipeline.servers import Missing, or_skip
 
 STORED = b"what was stored before"
@@ -110,6 +110,49 @@ def test_the_stack_comes_up_with_secrets_of_its_own_and_goes_without_a_trace(tmp
         assert left == ["lock", "logs", "mlflow", "s3", "token"]
         assert "nothing is up" in typed(tmp_path, "down", "--purge")[1]
         assert not folder.exists()
+    finally:
+        typed(tmp_path, "down", "--purge")
+
+
+SESSION = """
+set -e
+forger() {{ {python} -m jobs "$@"; }}
+eval "$(forger up)"
+forger train stripes.toml cluster.storage=s3://forger/runs
+forger promote stripes --storage s3://forger/runs --images 200
+forger sample models:/stripes@champion -n 4 --storage s3://forger/runs -o grid.png
+pgrep -f {folder} | sort > while-up
+eval "$(forger down)"
+env | grep -c '^AWS_\\|^RAY_AUTH\\|^MLFLOW_TRACKING' > variables-left || true
+"""
+
+
+@pytest.mark.slow
+def test_a_session_from_up_to_down_trains_promotes_draws_and_leaves_no_process(tmp_path):
+    no_ceph()
+    desk = Desk(tmp_path)
+    plain = {k: v for k, v in clean_environment().items() if not k.startswith("AWS_")}
+    try:
+        done = subprocess.run(
+            ["bash", "-c", SESSION.format(python=sys.executable, folder=desk.folder)],
+            cwd=desk.folder, capture_output=True, text=True,
+            env=plain | {"PYTHONPATH": str(ROOT)}, timeout=DEADLINE_SEC,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (desk.folder / "grid.png").read_bytes().startswith(b"\x89PNG")
+        assert len((desk.folder / "while-up").read_text().split()) > 3
+        left = subprocess.run(["pgrep", "-f", str(desk.folder)], capture_output=True, text=True)
+        assert left.stdout == ""
+        assert (desk.folder / "variables-left").read_text().strip() == "0"
+        kept = sorted(path.name for path in desk.folder.iterdir())
+        assert kept == [
+            ".forger",
+            "data",
+            "grid.png",
+            "stripes.toml",
+            "variables-left",
+            "while-up",
+        ]
     finally:
         typed(tmp_path, "down", "--purge")
 
