@@ -45,6 +45,8 @@ class Standing:
     rollbacks: int = 0  # how often the game had been rolled back before
     experiment_digest: str = ""
     data_digest: str = ""
+    token: int = 0  # of the writer's lease
+    ticked: int = -1  # the last tick that its writer had journalled before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +70,22 @@ class _Record:
         return _folder(self.standing.nimg)
 
 
-def latest_checkpoint(storage: Storage, *, up_to: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint that is whole and undamaged, of those at or before nimg `up_to`.
+def latest_checkpoint(
+    storage: Storage,
+    *,
+    up_to: int | None = None,
+    abandoned: Callable[[Standing], bool] = lambda standing: False,
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole and undamaged, of those at or before nimg `up_to` that
+    are not `abandoned`.
 
     Damaged ones are passed over, and named in the log.
     """
     for nimg in reversed(all_nimg(storage)):
         if up_to is None or nimg <= up_to:
             try:
-                return checkpoint_at(storage, nimg)
+                if not abandoned(_record(storage, nimg).standing):
+                    return checkpoint_at(storage, nimg)
             except DAMAGE as error:
                 log.warning("passed over the damaged checkpoint %s: %s", _folder(nimg), error)
     return None

@@ -58,6 +58,7 @@ class Host:
         self.experiment = run.experiment
         self.first = game.world.is_first
         self._alive, self._rollbacks = alive, rollbacks
+        self._token, self._ticked = token, -1
         extractor = configured_extractor(self.experiment.evaluate, shards.sample.shape)
         cache = run.storage.beside(FEATURES)
         cache_gb = self.experiment.data.cache_gb
@@ -112,6 +113,7 @@ class Host:
         self._score = None if score is None else self._chosen(score)
         line = JournalLine(tick.nimg, now_ms(), tick.seconds, metrics | self._spent, picture)
         self._spent = dict.fromkeys(self._spent, 0.0)
+        self._ticked = tick.nimg
         self._behind.do(lambda: self._write_line(line))
 
     def save(self, *, anchor: bool, must: bool = False) -> None:
@@ -137,6 +139,8 @@ class Host:
             rollbacks=self._rollbacks,
             experiment_digest=self.experiment.digest,
             data_digest=self.shards.digest,
+            token=self._token,
+            ticked=self._ticked,
         )
         self._checkpoints.publish(standing, state)
         self._journal_roll()

@@ -20,7 +20,6 @@ from gan.loop import Tick, training
 from gan.world import World
 from pipeline.checkpoint import (
     Checkpoint,
-    Standing,
     checkpoint_at,
     clear_up,
     latest_checkpoint,
@@ -36,7 +35,6 @@ from pipeline.rollbacks import (
     order_seed_at,
     record_rollback,
     rollbacks,
-    void,
 )
 from pipeline.run import Run
 from pipeline.shards import ShardReader
@@ -292,12 +290,7 @@ class _Match:
     def _begin_with_what_counts(self) -> list[Rollback]:
         """Clears up what a killed writer or a rollback left; the rollbacks, on every rank."""
         if self.world.is_first:
-            given_up = rollbacks(self.run.storage)
-
-            def abandoned(standing: Standing) -> bool:
-                return void(standing.nimg, standing.rollbacks, given_up)
-
-            for said in clear_up(self.run.storage, abandoned=abandoned):
+            for said in clear_up(self.run.storage, abandoned=self.run.abandoned()):
                 self.run.tell(said)
             self.run.drop_given_up_snapshots()
         _sum(self.world, 0.0)
@@ -306,7 +299,8 @@ class _Match:
     def _agreed_checkpoint(self) -> Checkpoint | None:
         """What rank 0 found, on every rank: on a shared folder each may see another newest."""
         storage, first = self.run.storage, self.world.is_first
-        found = latest_checkpoint(storage) if first else None
+        # A writer that was fenced off may still have one on its way.
+        found = latest_checkpoint(storage, abandoned=self.run.abandoned()) if first else None
         nimg = int(_sum(self.world, found.nimg if found else 0))
         if nimg == 0 or found is not None:
             return found

@@ -15,14 +15,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from gan.config import ConfigError
 from pipeline.checkpoint import FOLDER as CHECKPOINTS
-from pipeline.checkpoint import standings
+from pipeline.checkpoint import Standing, standings
 from pipeline.dataset import ShardSet
 from pipeline.events import FOLDER as EVENTS
 from pipeline.experiment import Experiment
@@ -177,15 +177,31 @@ class Run:
         """The ticks journalled so far past nimg `after`, in order, each once: neither those of a
         writer that was fenced off nor those of a game that was given up.
         """
-        writers, given_up = records(self.storage), rollbacks(self.storage)
+        fenced_off, given_up = self._fence_lines(), rollbacks(self.storage)
 
         def counts(nimg: int, token: int, rolled_back: int) -> bool:
-            return not (
-                any(w.token > token and nimg > w.note["journalled"] for w in writers)
-                or void(nimg, rolled_back, given_up)
-            )
+            return not (fenced_off(nimg, token) or void(nimg, rolled_back, given_up))
 
         return lines(self.storage, after=after, counts=counts)
+
+    def abandoned(self) -> Callable[[Standing], bool]:
+        """Says of a checkpoint, as things are now, whether it counts no longer: of a game that was
+        given up, or of a writer that was fenced off, after ticks that are not in the journal.
+        """
+        fenced_off, given_up = self._fence_lines(), rollbacks(self.storage)
+        return lambda standing: (
+            fenced_off(standing.ticked, standing.token)
+            or void(standing.nimg, standing.rollbacks, given_up)
+        )
+
+    def _fence_lines(self) -> Callable[[int, int], bool]:
+        """Whether a tick at an nimg, by the writer of a token, came after another had taken over:
+        past where that one found the journal.
+        """
+        writers = records(self.storage)
+        return lambda nimg, token: any(
+            writer.token > token and nimg > writer.note["journalled"] for writer in writers
+        )
 
     @property
     def journalled_nimg(self) -> int:

@@ -119,7 +119,7 @@ class _Modulated(nn.Module):
 
 
 class _Mapping(nn.Module):
-    """Latent and label to a style: both of mean square 1, then `depth` layers that learn slowly."""
+    """Latent and label to a style: both of mean square 1, then layers that learn slowly."""
 
     def __init__(self, config: GeneratorConfig, *, num_classes: int):
         super().__init__()

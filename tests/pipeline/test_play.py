@@ -12,6 +12,7 @@ from pipeline.checkpoint import latest_checkpoint, newest_nimg
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.find import find_generator
+from pipeline.lease import take
 from pipeline.play import DivergedError, play
 from pipeline.run import Run, free_name
 from pipeline.signals import Listener, Wish
@@ -187,6 +188,40 @@ def test_a_run_that_died_between_checkpoints_replays_without_double_lines(
     monkeypatch.undo()
     again = Run.open("dead", small_experiment(stripes, tmp_path, name="dead"), stripes)
     assert play(again, stripes).finished
+    assert curve(again) == curve(undisturbed)
+    assert_same(weights(undisturbed), weights(again))
+
+
+def test_a_checkpoint_whose_ticks_came_after_another_writer_had_looked_does_not_count(
+    stripes, tmp_path, undisturbed, monkeypatch
+):
+    """The workers of a driver that died may write on until Ray ends them. Their lines past where
+    the next driver found the journal do not count, so a checkpoint after these must not either.
+    """
+    run = Run.open("late", small_experiment(stripes, tmp_path, name="late"), stripes)
+
+    class Deadly(Listener):
+        asked = 0
+
+        @property
+        def wish(self) -> Wish:
+            self.asked += 1
+            if self.asked > 11:
+                raise SystemError("power cut")
+            return Wish.NOTHING
+
+    monkeypatch.setattr("pipeline.play.Listener", Deadly)
+    with (
+        take(run.storage, who="first", note={"journalled": -1}) as first,
+        pytest.raises(SystemError),
+    ):
+        play(run, stripes, token=first.token)
+    monkeypatch.undo()
+    assert newest_nimg(run.storage) == 128
+    with take(run.storage, who="heir", note={"journalled": 96}) as heir:
+        assert run.journalled_nimg == 96
+        again = Run.open("late", small_experiment(stripes, tmp_path, name="late"), stripes)
+        assert play(again, stripes, token=heir.token).finished
     assert curve(again) == curve(undisturbed)
     assert_same(weights(undisturbed), weights(again))
 
