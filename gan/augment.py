@@ -118,8 +118,15 @@ def _interpolation(
     shift = (2 * draws - 1) * SHIFT * size
     source = place[None, :] / factor[:, None] - shift[:, None]
     near = factor.clamp(max=1)[:, None, None]  # a smaller result takes a mean of more
-    distance = (source[:, :, None] - place[None, None, :]).abs()
-    return (1 - distance * near).clamp(min=0) * near
+    taken = _triangle(source[:, :, None] - place[None, None, :], near)
+    # What it would take of a line without ends, so that even fields stay even up to the border.
+    between = (source - place[0]).frac()[:, :, None]
+    around = torch.arange(-2, 4, device=draws.device)
+    return taken / _triangle(between - around, near).sum(dim=2, keepdim=True)
+
+
+def _triangle(distance: Float[Tensor, "n a b"], near: Float[Tensor, "n 1 1"]) -> Tensor:
+    return (1 - distance.abs() * near).clamp(min=0)
 
 
 POLICIES: dict[Policy, tuple[int, Callable[[Images, Draws], Images]]] = {

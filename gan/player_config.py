@@ -17,6 +17,8 @@ Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
 DEPTHS: tuple[Network, ...] = ("mlp", "r3gan", "stylegan2")  # where it is a choice
 NORMS: tuple[Network, ...] = ("dcgan", "resnet")  # where group or batch normalization is
 
+OWN_SCALES: tuple[Network, ...] = ("r3gan", "stylegan2")  # which spectral norms would undo
+
 
 def _listed(networks: tuple[Network, ...]) -> str:
     return " or ".join(f"'{network}'" for network in networks)
@@ -62,9 +64,10 @@ class PlayerConfig:
                 f"'{self.network}' plays without",
             ),
             (
-                self.norm != "spectral" or self.network != "stylegan2",
-                "norm must be left out with network = 'stylegan2' (its layers have a scale of "
-                "their own), got 'spectral'",
+                self.norm != "spectral" or self.network not in OWN_SCALES,
+                f"norm must be left out with network = {_listed(OWN_SCALES)} (their weights have "
+                f"a scale of their own, and some begin at 0), "
+                f"got 'spectral' with network = '{self.network}'",
             ),
             (low > 0 and high < math.inf, f"lr must be > 0 and finite, got {shown(self.lr)}"),
             (0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}"),

@@ -149,7 +149,7 @@ class BesideLabel(nn.Module):
 
     def forward(
         self, samples: Float[Tensor, "n *shape"], labels: Int64[Tensor, " n"] | None
-    ) -> Float[Tensor, " n"]:
+    ) -> Float[Tensor, "n *scores"]:
         assert labels is not None, "a conditional D was shown images without labels"
         beside = self.embedding(labels).view(-1, *self.shape).to(samples.dtype)
         return self.player(torch.cat([samples, beside], dim=1), None)

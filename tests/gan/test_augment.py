@@ -9,6 +9,7 @@ from gan.adaptive import AdaptiveProbability
 from gan.augment import NUM_DRAWS, POLICIES, augment, resolved
 from gan.config import (
     AugmentConfig,
+    DiscriminatorConfig,
     GameConfig,
     ObjectiveConfig,
     Policy,
@@ -98,7 +99,7 @@ def test_flips_and_quarter_turns_are_whole():
 
 def test_a_scale_is_linear_interpolation_about_the_middle():
     """The middle of the draws changes nothing; a picture that is linear stays so, with the slope
-    over the factor; a shift is by 1/8 of the size at most; the mean of a large even field stays.
+    over the factor; a shift is by 1/8 of the size at most; an even field stays even.
     """
     x = images(2, 16)
     torch.testing.assert_close(applied("scale", x, 0.5, 0.5, 0.5), x)
@@ -109,9 +110,9 @@ def test_a_scale_is_linear_interpolation_about_the_middle():
     torch.testing.assert_close(moved[..., 2:], slope[..., 2:] - 2 * 2 / 15)
     assert not moved[..., :2].any()
     even = applied("scale", torch.ones(1, 3, 16, 16, dtype=torch.float64), 0.0, 0.5, 0.5)
-    torch.testing.assert_close(
-        even[..., 5:11, 5:11], torch.ones_like(even)[..., 5:11, 5:11], rtol=0.1, atol=0
-    )
+    inside = even[..., 4:12, 4:12]
+    torch.testing.assert_close(inside, torch.ones_like(inside))
+    assert not even[..., :1].any()
 
 
 def test_gradients_pass_and_an_images_own_are_its_own():
@@ -192,11 +193,14 @@ def test_the_probability_rises_by_its_step_while_r_t_is_above_the_target_and_fal
 
 
 def test_an_adapting_game_is_stopped_and_resumed_to_the_bit_and_tells_its_probability():
-    config = small_game(augment=AugmentConfig(policies=ALL, target=0.01, adapt_kimg=0.2))
-    whole = play_rounds(new_game(config), 7)
+    config = small_game(
+        augment=AugmentConfig(policies=ALL, target=0.01, adapt_kimg=0.2),
+        discriminator=DiscriminatorConfig(width=8, lr=1e-2),
+    )
+    whole = play_rounds(new_game(config), 31)
     half = new_game(config)  # within four turns: signs are part of the state
-    half.load_state_dict(play_rounds(new_game(config), 3).state_dict())
-    ended = play_rounds(half, 4).state_dict()
+    half.load_state_dict(play_rounds(new_game(config), 14).state_dict())
+    ended = play_rounds(half, 17).state_dict()
     state = whole.state_dict()
     assert all(torch.equal(state[key], ended[key]) for key in state)
     assert 0 < float(state["augment/p"]) <= 1

@@ -142,6 +142,7 @@ def test_a_network_of_another_familys_settings_is_refused_with_the_reason():
         ({"network": "resnet", "depth": 3}, "depth is for network = 'mlp' or 'r3gan' or"),
         ({"network": "r3gan", "norm": "group"}, "'r3gan' plays without"),
         ({"network": "stylegan2", "norm": "spectral"}, "a scale of their own"),
+        ({"network": "r3gan", "norm": "spectral"}, "a scale of their own"),
         ({"network": "stylegan2", "depth": 2}, "mapping network"),
     ]:
         with pytest.raises(ConfigError, match=said):
