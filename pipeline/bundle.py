@@ -1,9 +1,9 @@
 """Puts a registered generator together: one flat file of code, and the folder of its weights.
 
-The flat file loads where Forger is not installed. It carries, word for word but for the imports,
-every module of gan/ and pipeline/ that pipeline/served.py needs, so there is one implementation of
-the maths. The modules go by a private name with their hash in it: two generators of different code
-in one process do not share any.
+The flat file loads where Forger is not installed. It carries, word for word but for the imports
+and the names of shapes, every module of gan/ and pipeline/ that pipeline/served.py needs, so there
+is one implementation of the maths. The modules go by a private name with their hash in it: two
+generators of different code in one process do not share any.
 """
 
 from __future__ import annotations
@@ -143,16 +143,30 @@ def _imports(tree: ast.AST) -> list[ast.ImportFrom]:
 
 def _placed(text: str, root: str) -> str:
     """The text with its imports of ours taken from below `root`, and jaxtyping's left out."""
-    lines = text.splitlines()
-    for node in _imports(ast.parse(text)):
+    lines, tree = text.splitlines(), ast.parse(text)
+    left_out: list[ast.stmt] = []
+    for node in _imports(tree):
         package = (node.module or "").partition(".")[0]
         if package == LEFT_OUT:
-            for number in range(node.lineno - 1, node.end_lineno or node.lineno):
-                lines[number] = ""
+            names = {alias.asname or alias.name for alias in node.names}
+            left_out += [node, *(other for other in tree.body if _names_a_shape(other, names))]
         elif package in CARRIED:
             start = node.lineno - 1
             lines[start] = lines[start].replace(f"from {package}", f"from {root}.{package}", 1)
+    for node in left_out:
+        for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+            lines[number] = ""
     return "\n".join(lines) + "\n"
+
+
+def _names_a_shape(node: ast.stmt, names: set[str]) -> bool:
+    """Whether a statement is as `Images = Float[Tensor, "n c h w"]`, for annotations alone."""
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Subscript)
+        and isinstance(node.value.value, ast.Name)
+        and node.value.value.id in names
+    )
 
 
 def _body(text: str) -> str:

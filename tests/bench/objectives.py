@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -45,11 +46,11 @@ class Rules:
     """An objective with its companions, as they are usually met."""
 
     objective: ObjectiveConfig
-    of_d: dict
+    of_d: dict[str, Any]
     d_steps: int = 1
 
 
-BARE = {"r1_gamma": 0.0, "r2_gamma": 0.0}
+BARE: dict[str, Any] = {"r1_gamma": 0.0, "r2_gamma": 0.0}
 RULES = {
     "relativistic, R1 + R2 (the default)": Rules(ObjectiveConfig(penalty_interval=4), {}),
     "relativistic average, R1 + R2": Rules(

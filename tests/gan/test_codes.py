@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from tests.conftest import small_game
 from tests.gan.digits8 import digits_game, journal
 
 CODES = Codes(discrete=5, continuous=2)
-BOTH = {"discrete_codes": 5, "continuous_codes": 2}
+BOTH: dict[str, Any] = {"discrete_codes": 5, "continuous_codes": 2}
 
 
 def test_a_latent_holds_an_even_choice_uniform_numbers_and_the_rest_as_it_was():

@@ -7,6 +7,7 @@ a token bucket. Making them takes root and `ip`, `tc` and `iptables`.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ HEAD, OTHER = "10.77.0.1", "10.77.0.2"
 PORT = 6379
 RATE = ("rate", "100mbit", "burst", "256kb", "latency", "50ms")
 OBJECT_STORE_BYTES = 100 * 2**20
+TOKEN = secrets.token_hex(32)
 LONG = ("turns.total_kimg=12", "turns.precision=float64", "checkpoint.every_sec=2")
 
 
@@ -100,7 +102,7 @@ class Line:
             f"import ray; ray.init(address='{HEAD}:{PORT}', logging_level=50);"
             "print(sum(n['Alive'] for n in ray.nodes()))"
         )
-        deadline = time.monotonic() + 120
+        deadline, done = time.monotonic() + 120, None
         while time.monotonic() < deadline:
             done = subprocess.run(
                 self.inside(0, sys.executable, "-c", ask),
@@ -111,7 +113,7 @@ class Line:
             if done.stdout.strip() == str(count):
                 return
             time.sleep(1)
-        raise AssertionError(f"{count} nodes did not come up: {done.stderr[-500:]}")
+        raise AssertionError(f"{count} nodes did not come up: {done and done.stderr[-500:]}")
 
     def node_left(self, room: int) -> bool:
         return self._nodes[room].poll() is not None
@@ -139,6 +141,8 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "RAY_raylet_start_wait_time_s": "120",
         "GLOO_SOCKET_IFNAME": "eth0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
     }
 
 
@@ -209,7 +213,7 @@ class Command:
     def nimg(self) -> int:
         if not self.storage.exists("run.json"):
             return 0
-        return Run.at(self.storage).journalled_nimg()
+        return Run.at(self.storage).journalled_nimg
 
     def attempts(self) -> list[Event]:
         return [event for event in events_of(self.storage) if event.kind == "attempt"]
