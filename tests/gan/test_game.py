@@ -552,32 +552,22 @@ def test_three_workers_play_what_one_plays():
             assert largest_difference(state, one) < TOLERANCE["float64"], name
 
 
-COMPILED = [
-    "conditional, two D turns, lazy penalty",
-    "penalties between pairs, labels beside augmented images, rmsprop",
-    "residual players without norms",
-]
-
-
 @pytest.mark.slow
 def test_compiled_steps_are_the_eager_ones_up_to_rounding_with_one_worker_and_with_two():
-    """R1, R2 and WGAN-GP need second derivatives inside the compiled step."""
-    eager = [SPLIT_GAMES[name] for name in COMPILED]
-    compiled = [
-        changes | {"turns": dataclasses.replace(changes["turns"], compile=True)}
-        for changes in eager
-    ]
-    expected = states_after(4, eager)
+    """R1 and R2 need second derivatives inside the compiled step."""
+    eager = {"turns": DOUBLE, "objective": ObjectiveConfig(penalty_interval=2)}
+    compiled = eager | {"turns": dataclasses.replace(DOUBLE, compile=True)}
+    expected = state_after(4, eager)
     for world_size in (1, 2):
-        for rank in run_ranks(states_after, world_size, 4, compiled):
-            for name, state, one in zip(COMPILED, rank, expected, strict=True):
-                assert largest_difference(state, one) < TOLERANCE["float64"], name
+        for state in run_ranks(state_after, world_size, 4, compiled):
+            assert largest_difference(state, expected) < TOLERANCE["float64"]
 
 
 @pytest.mark.slow
 def test_deviations_in_groups_that_workers_cut_make_another_game():
     """What `gan.networks.stylegan2` says: shares of 3, 3 and 2 are no multiples of 4. How far it
-    is off: after two rounds steps of Adam have gone other ways, 2 lr at most for each weight.
+    is off: after two rounds Adam has gone other ways, by lr and at most sqrt 2 lr to either side
+    (beta1 is 0 and beta2 0.99, so a second gradient far above the first is 1.41 of its mean).
     """
     changes = {
         "turns": DOUBLE,
@@ -587,7 +577,7 @@ def test_deviations_in_groups_that_workers_cut_make_another_game():
     for state in run_ranks(state_after, 3, 2, changes):
         weights = {name: value for name, value in state.items() if name.startswith("D/")}
         off = max(float((value - alone[name]).abs().max()) for name, value in weights.items())
-        assert 1e-6 < off < 2 * 2 * 1e-3
+        assert 1e-6 < off < 2 * (1 + 2**0.5) * 1e-3
 
 
 @pytest.mark.slow
