@@ -150,14 +150,8 @@ def test_a_session_from_up_to_down_trains_promotes_draws_and_leaves_no_process(t
         assert left.stdout == ""
         assert (desk.folder / "variables-left").read_text().strip() == "0"
         kept = sorted(path.name for path in desk.folder.iterdir())
-        assert kept == [
-            ".forger",
-            "data",
-            "grid.png",
-            "stripes.toml",
-            "variables-left",
-            "while-up",
-        ]
+        names = ["data", "grid.png", "more", "stripes.toml", "variables-left", "while-up"]
+        assert kept == [".forger", *names]
     finally:
         typed(tmp_path, "down", "--purge")
 
