@@ -201,15 +201,18 @@ def test_a_run_shrinks_and_grows_with_its_nodes_and_leaves_one_that_must_go(
     nodes: Nodes, desk: Desk, undisturbed: dict[str, torch.Tensor]
 ):
     script = Script(desk, "elastic", "cluster.workers=[1, 2]")
+    times: dict[str, float] = {}
 
     def lose_a_node() -> None:
         nodes.kill(0)
+        times["lost"] = time.monotonic()
 
     def hold() -> None:  # so that the short game lasts until the nodes were looked at
         for worker in workers():
             worker.suspend()
 
     def bring_one_back() -> None:
+        times["playing"] = time.monotonic()
         hold()
         nodes.nodes.append(nodes.add())
 
@@ -232,6 +235,7 @@ def test_a_run_shrinks_and_grows_with_its_nodes_and_leaves_one_that_must_go(
     assert script.sizes == [2, 1, 2, 1]
     assert "of the run's nodes left; on without" in script.said[0]
     assert "of the run's nodes must go" in script.said[2]
+    assert times["playing"] - times["lost"] < 30
     asked = [facts["nimg"] for kind, facts in script.events if kind == "regroup"]
     begun = [facts["nimg"] for kind, facts in script.events if kind == "attempt"][2:]
     assert all(after > before for before, after in zip(asked, begun, strict=True))
