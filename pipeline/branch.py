@@ -113,7 +113,7 @@ def fork_of(name: str, fork: str, experiment: Experiment, shards: ShardSet) -> R
         found = Run.at(runs.below(fork)).lineage.get("branched") or {}
         if found.get("run_id") == parent.id:
             return branch(parent, fork, experiment, shards, nimg=found["nimg"])
-    newest = latest_checkpoint(parent.storage)
+    newest = latest_checkpoint(parent.storage, abandoned=parent.abandoned())
     if newest is None:
         raise ConfigError([f"{name} has no checkpoint yet that a fork could go on from"])
     return branch(parent, fork, experiment, shards, nimg=newest.nimg)
