@@ -14,7 +14,7 @@ from gan.augment import NUM_DRAWS, NUM_FIRST, resolved
 from gan.config import GameConfig, Sample
 from gan.penalties import Weights
 from gan.randomness import latents, normal, uniform
-from gan.sizes import stylegan2_layers
+from gan.widths import stylegan2_layers
 
 
 def of_d_turn(

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from pipeline.sources.source import Scratch
 from pipeline.trained_extractor import load_classifier
 
 Mixture = Literal["ring", "grid", "stacked"]
-MIXTURES: tuple[Mixture, ...] = get_args(Mixture)
 SIGMA = {"ring": 0.01, "grid": 0.05}
 NUM_POINTS, NUM_STACKS = 2_500, 26_000
 NUM_DIGITS = 10

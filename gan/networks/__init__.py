@@ -28,16 +28,17 @@ Head = Callable[[int], nn.Module]  # num_features to what maps (n, num_features)
 
 
 class Family(Protocol):
-    """What a network family offers; `shape` is (channels, height, width) or (features,).
+    """What a network family offers, two classes; `shape` is (channels, height, width) or
+    (features,), and `num_classes` 0 means unconditional.
 
-    How labels enter D is not a family's business: it ends in the `head` that it is given.
+    How labels enter D is not a family's business: it ends in the `head` of its number of features.
     """
 
-    def generator(
+    def Generator(
         self, config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int
     ) -> nn.Module: ...
 
-    def discriminator(
+    def Discriminator(
         self, config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Head
     ) -> nn.Module: ...
 
@@ -63,7 +64,7 @@ def build_generator(
     classes = sample.num_classes if conditioning != "none" else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init/generator", 0))
-        player = FAMILIES[config.network].generator(config, sample.shape, num_classes=classes)
+        player = FAMILIES[config.network].Generator(config, sample.shape, num_classes=classes)
     if codes := Codes.of(config):
         player = CodedGenerator(player, codes)
     return _channels_last(player)
@@ -91,7 +92,7 @@ def build_discriminator(
     shape = BesideLabel.seen_shape(sample.shape) if beside else sample.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init/discriminator", 0))
-        player = FAMILIES[config.network].discriminator(config, shape, head=head)
+        player = FAMILIES[config.network].Discriminator(config, shape, head=head)
         if beside:
             player = BesideLabel(player, sample.shape, num_classes=classes)
         if config.norm == "spectral":

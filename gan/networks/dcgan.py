@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig
 from gan.networks.parts import LEAK, LabelledLatent, he_normal, normalization
-from gan.sizes import dcgan_channels
+from gan.widths import dcgan_channels
 
 
 class Generator(nn.Module):
@@ -87,15 +87,3 @@ class Discriminator(nn.Module):
         for down, norm in zip(self.downs, self.norms, strict=True):
             x = F.leaky_relu(norm(down(x)), LEAK)
         return self.head(x.flatten(1), labels)
-
-
-def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int) -> Generator:
-    """G for images of `shape`; `num_classes` 0 means unconditional."""
-    return Generator(config, shape, num_classes=num_classes)
-
-
-def discriminator(
-    config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Callable[[int], nn.Module]
-) -> Discriminator:
-    """D for images of `shape`, ending in `head` of its number of features."""
-    return Discriminator(config, shape, head=head)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig
 from gan.networks.parts import LEAK, LabelledLatent, he_normal
-from gan.sizes import MLP_DEPTH
+from gan.widths import MLP_DEPTH
 
 
 class _Layers(nn.Module):
@@ -69,15 +69,3 @@ class Discriminator(nn.Module):
         self, samples: Float[Tensor, "n *shape"], labels: Int64[Tensor, " n"] | None
     ) -> Float[Tensor, "n *scores"]:
         return self.head(self.layers(samples.flatten(1)), labels)
-
-
-def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int) -> Generator:
-    """G for samples of `shape`; `num_classes` 0 means unconditional."""
-    return Generator(config, shape, num_classes=num_classes)
-
-
-def discriminator(
-    config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Callable[[int], nn.Module]
-) -> Discriminator:
-    """D for samples of `shape`, ending in `head` of its number of features."""
-    return Discriminator(config, shape, head=head)

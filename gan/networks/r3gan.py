@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gan.config import DiscriminatorConfig, GeneratorConfig
 from gan.networks.parts import LEAK, LabelledLatent, he_normal
 from gan.networks.resampling import Filter
-from gan.sizes import (
+from gan.widths import (
     R3GAN_DEPTH,
     R3GAN_EXPANSION,
     r3gan_channels,
@@ -62,6 +62,17 @@ def _linear_1x1(in_channels: int, out_channels: int) -> nn.Module:
     return layer
 
 
+def _stages(channels: list[int], *, depth: int) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The way into each resolution, in order, and the blocks there."""
+    num_blocks = depth * len(channels)
+    ways = [_linear_1x1(a, b) for a, b in zip([channels[0], *channels], channels, strict=False)]
+    stages = [
+        nn.Sequential(*(_Block(wide, num_blocks=num_blocks) for _ in range(depth)))
+        for wide in channels
+    ]
+    return nn.ModuleList(ways), nn.ModuleList(stages)
+
+
 class Generator(nn.Module):
     """Latent to image: a learned 4x4 basis weighted by a linear map of the latent, stages of
     blocks between bilinear doublings, and a 1x1 convolution.
@@ -71,22 +82,14 @@ class Generator(nn.Module):
         super().__init__()
         out_channels, size, _ = shape
         self.latent = LabelledLatent(config.latent_dim, num_classes=num_classes)
-        resolutions = resolutions_up(size)
-        depth = config.depth or R3GAN_DEPTH
-        channels = r3gan_channels(4, width=config.width)
-        self.basis = nn.Parameter(torch.randn(channels, 4, 4))
-        self.weights = nn.Linear(self.latent.out_dim, channels, bias=False)
+        channels = [r3gan_channels(at, width=config.width) for at in resolutions_up(size)]
+        self.basis = nn.Parameter(torch.randn(channels[0], 4, 4))
+        self.weights = nn.Linear(self.latent.out_dim, channels[0], bias=False)
         he_normal(self.weights, fan_in=self.latent.out_dim, slope=1.0)
         self.filter = Filter(1, 2, 1)
-        self.stages, self.transitions = nn.ModuleList(), nn.ModuleList()
-        for resolution in resolutions:
-            wider = r3gan_channels(resolution, width=config.width)
-            self.transitions.append(_linear_1x1(channels, wider))
-            how = {"num_blocks": depth * len(resolutions)}
-            self.stages.append(nn.Sequential(*(_Block(wider, **how) for _ in range(depth))))
-            channels = wider
-        self.to_image = nn.Conv2d(channels, out_channels, 1, bias=False)
-        he_normal(self.to_image, fan_in=channels, slope=1.0)
+        self.transitions, self.stages = _stages(channels, depth=config.depth or R3GAN_DEPTH)
+        self.to_image = nn.Conv2d(channels[-1], out_channels, 1, bias=False)
+        he_normal(self.to_image, fan_in=channels[-1], slope=1.0)
 
     def forward(
         self, z: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None
@@ -114,22 +117,15 @@ class Discriminator(nn.Module):
     ):
         super().__init__()
         in_channels, size, _ = shape
-        resolutions = resolutions_up(size)[::-1]
-        depth = config.depth or R3GAN_DEPTH
-        channels = r3gan_channels(size, width=config.width)
-        self.from_image = nn.Conv2d(in_channels, channels, 1, bias=False)
+        channels = [r3gan_channels(at, width=config.width) for at in resolutions_up(size)[::-1]]
+        self.from_image = nn.Conv2d(in_channels, channels[0], 1, bias=False)
         he_normal(self.from_image, fan_in=in_channels, slope=1.0)
         self.filter = Filter(1, 2, 1)
-        self.stages, self.transitions = nn.ModuleList(), nn.ModuleList()
-        for resolution in resolutions:
-            wider = r3gan_channels(resolution, width=config.width)
-            self.transitions.append(_linear_1x1(channels, wider))
-            how = {"num_blocks": depth * len(resolutions)}
-            self.stages.append(nn.Sequential(*(_Block(wider, **how) for _ in range(depth))))
-            channels = wider
-        self.basis = nn.Conv2d(channels, channels, 4, groups=channels, bias=False)
+        self.transitions, self.stages = _stages(channels, depth=config.depth or R3GAN_DEPTH)
+        last = channels[-1]
+        self.basis = nn.Conv2d(last, last, 4, groups=last, bias=False)
         he_normal(self.basis, fan_in=16, slope=1.0)
-        self.head = head(channels)
+        self.head = head(last)
 
     def forward(
         self, images: Float[Tensor, "n c s s"], labels: Int64[Tensor, " n"] | None
@@ -140,15 +136,3 @@ class Discriminator(nn.Module):
         ):
             x = stage(transition(self.filter.halved(x)) if index else x)
         return self.head(self.basis(x).flatten(1), labels)
-
-
-def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int) -> Generator:
-    """G for images of `shape`; `num_classes` 0 means unconditional."""
-    return Generator(config, shape, num_classes=num_classes)
-
-
-def discriminator(
-    config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Callable[[int], nn.Module]
-) -> Discriminator:
-    """D for images of `shape`, ending in `head` of its number of features."""
-    return Discriminator(config, shape, head=head)

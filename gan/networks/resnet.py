@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig, Norm
 from gan.networks.parts import LabelledLatent, he_normal, normalization
-from gan.sizes import resnet_channels, resnet_d_blocks, resolutions_up
+from gan.widths import resnet_channels, resnet_d_blocks, resolutions_up
 
 Maps = Float[Tensor, "n c h w"]
 Resized = Float[Tensor, "n _c _h _w"]
@@ -156,15 +156,3 @@ class Discriminator(nn.Module):
             x = block(x)
         x = F.relu(x).sum(dim=(2, 3)) if self.sums else F.relu(x).mean(dim=(2, 3))
         return self.head(x, labels)
-
-
-def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int) -> Generator:
-    """G for images of `shape`; `num_classes` 0 means unconditional."""
-    return Generator(config, shape, num_classes=num_classes)
-
-
-def discriminator(
-    config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Callable[[int], nn.Module]
-) -> Discriminator:
-    """D for images of `shape`, ending in `head` of its number of features."""
-    return Discriminator(config, shape, head=head)

@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from gan.config import DiscriminatorConfig, GeneratorConfig
 from gan.networks.parts import LEAK, LabelledLatent
 from gan.networks.resampling import Filter
-from gan.sizes import (
+from gan.widths import (
     STYLEGAN2_DEPTH,
     resolutions_up,
     stylegan2_channels,
@@ -294,15 +294,3 @@ def _deviations(x: Maps) -> Float[Tensor, "n 1 h w"]:
         deviation = (group.var(dim=0, correction=0) + 1e-8).sqrt().mean()
         groups.append(deviation.expand(len(group), 1, *x.shape[2:]))
     return torch.cat(groups)
-
-
-def generator(config: GeneratorConfig, shape: tuple[int, ...], *, num_classes: int) -> Generator:
-    """G for images of `shape`; `num_classes` 0 means unconditional."""
-    return Generator(config, shape, num_classes=num_classes)
-
-
-def discriminator(
-    config: DiscriminatorConfig, shape: tuple[int, ...], *, head: Callable[[int], nn.Module]
-) -> Discriminator:
-    """D for images of `shape`, ending in `head` of its number of features."""
-    return Discriminator(config, shape, head=head)

@@ -31,6 +31,7 @@ from gan.game import Batch, Game
 from gan.loop import training
 from gan.moments import FeatureMoments
 from gan.randomness import generator, latents
+from gan.sampling import to_uint8
 from gan.tally import RealSide, Tally
 from pipeline.extractors import load_extractor
 from pipeline.mode_games import embedded_digits
@@ -119,8 +120,7 @@ def played(name: str, lr: float, seed: int, kimg: float) -> tuple[float, float]:
             images = game.G_ema(z[first : first + BLOCK], None)
             if not images.isfinite().all():
                 return float("inf"), seconds
-            as_bytes = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-            tally.add(extractor()(as_bytes), first=first)
+            tally.add(extractor()(to_uint8(images)), first=first)
     return tally.measures(real_side(), game.world)["fd"], seconds
 
 

@@ -50,7 +50,7 @@ def test_the_penalty_can_be_differentiated_again():
 
 def test_ds_turn_adds_gamma_halves_of_r1_and_r2():
     torch.manual_seed(0)
-    player = mlp.discriminator(
+    player = mlp.Discriminator(
         DiscriminatorConfig(network="mlp", width=8), (2,), head=partial(LogitHead, num_classes=0)
     )
     turn = DTurn(player, ObjectiveConfig(name="nonsaturating"))
@@ -139,7 +139,7 @@ def test_differences_follow_the_gradient_of_r1_on_average():
 
 def test_ds_turn_adds_lambda_times_the_gradient_penalty():
     torch.manual_seed(0)
-    player = mlp.discriminator(
+    player = mlp.Discriminator(
         DiscriminatorConfig(network="mlp", width=8), (2,), head=partial(LogitHead, num_classes=0)
     )
     turn = DTurn(player, ObjectiveConfig(name="wasserstein", gp_lambda=10.0))
