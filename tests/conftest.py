@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -29,6 +30,12 @@ from tests.pipeline.servers import BUCKET, S3, Missing, make_bucket, or_skip, s3
 # A busy machine is no failure: no test is held to a time for one example.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test draws the same random numbers, whatever ran before it in its process."""
+    torch.manual_seed(0)
 
 
 def small_game(**changes) -> GameConfig:
