@@ -50,9 +50,9 @@ class TarShelf:
 
     def read(self, name: str) -> bytes:
         start, count = self.places[name]
-        file = _file(self.path)
-        file.seek(start)
-        data = file.read(count)
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            data = file.read(count)
         if len(data) < count:
             raise BadImage(f"the archive is cut short: {len(data)} of {count} bytes")
         return data
@@ -71,18 +71,12 @@ class ManyShelves:
 
 @lru_cache(64)
 def _zip(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
-
-
-@lru_cache(64)
-def _file(path: str):
-    return open(path, "rb")  # stays open between images; see `close`
+    return zipfile.ZipFile(path)  # stays open between images, with its directory; see `close`
 
 
 def close() -> None:
-    """Lets go of the archives that this process has open."""
-    for cache in (_zip, _file):
-        cache.cache_clear()
+    """Lets go of the zips that this process has open."""
+    _zip.cache_clear()
 
 
 @dataclass(frozen=True, slots=True)
