@@ -9,14 +9,27 @@ from typing import Literal
 from gan.rules import check
 from gan.schedules import Schedule, Steps, bounds, shown
 
-Policy = Literal["color", "translation", "cutout", "flip", "quarters", "scale"]
+Policy = Literal[
+    "color",
+    "translation",
+    "cutout",
+    "flip",
+    "quarters",
+    "scale",
+    "rotation",
+    "stretch",
+    "luma",
+    "hue",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
     """Differentiable augmentation of all that D sees, in both turns: "color", "translation" and
-    "cutout" of Zhao et al. 2020; "flip", "quarters" (turns by 90 degrees) and "scale" (size and
-    place by fractions) from the pipeline of Karras et al. 2020 (NeurIPS).
+    "cutout" of Zhao et al. 2020; from the pipeline of Karras et al. 2020 (NeurIPS) "flip",
+    "quarters" (turns by 90 degrees), "scale" (size and place by fractions), "rotation" (by any
+    angle), "stretch" (one side against the other), "luma" (light for dark) and "hue" (colours
+    turned about the greys, of images of 3 channels).
 
     Each policy is applied to an image with `probability`; penalties are on the images before it.
     With a `target` the probability follows how much D overfits, by r_t = E sign D(real): it begins

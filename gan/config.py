@@ -239,8 +239,15 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
     )
     rules.append(
         (
-            "quarters" not in config.augment.policies or square,
-            f"augment.policies may hold 'quarters' for square images only, got {shown_shape}",
+            square or not {"quarters", "rotation"} & set(config.augment.policies),
+            f"augment.policies may hold 'quarters' and 'rotation' for square images only, "
+            f"got {shown_shape}",
+        )
+    )
+    rules.append(
+        (
+            "hue" not in config.augment.policies or sample.shape[0] == 3,
+            f"augment.policies may hold 'hue' for images of 3 channels only, got {shown_shape}",
         )
     )
     rules.append(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
@@ -23,6 +26,7 @@ from tests.conftest import small_game
 from tests.gan.play import new_game, play_rounds
 
 ALL = tuple(POLICIES)
+OF_GREYS = tuple(name for name in ALL if name != "hue")  # what images of one channel may have
 
 
 def uniforms(count: int = 6) -> torch.Tensor:
@@ -53,8 +57,8 @@ def test_at_probability_one_half_every_second_image_is_left_as_it_is(name):
     x = images(2000, 8)
     changed = augment(x, resolved(uniforms(2000), 0.5), policies=(name,)) != x
     share = changed.flatten(1).any(1).double().mean()
-    # A shift by 0 of -1, 0, 1 along both axes; no mirror; no turn of four.
-    unmoved = {"translation": 1 / 9, "flip": 1 / 2, "quarters": 1 / 4}.get(name, 0)
+    # A shift by 0 of -1, 0, 1 along both axes; no mirror; no turn of four; light as it is.
+    unmoved = {"translation": 1 / 9, "flip": 1 / 2, "quarters": 1 / 4, "luma": 1 / 2}.get(name, 0)
     assert float(share) == pytest.approx(0.5 * (1 - unmoved), abs=4 * 0.5 / 2000**0.5)
 
 
@@ -115,6 +119,60 @@ def test_a_scale_is_linear_interpolation_about_the_middle():
     assert not even[..., :1].any()
 
 
+def spot(*, size: int, x: float, y: float, sigma: float = 2.0) -> torch.Tensor:
+    """A Gaussian at (x, y) right of and below the middle, in pixels."""
+    place = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    squared = (place[None, :] - x) ** 2 + (place[:, None] - y) ** 2
+    return torch.exp(-squared / (2 * sigma**2))[None, None]
+
+
+@pytest.mark.parametrize("degrees", [-180, -135, -100, -45, -20, 0, 7, 45, 46, 90, 150])
+def test_a_rotation_turns_anticlockwise_by_its_angle(degrees):
+    """Whole quarters exactly; a spot goes where trigonometry says and keeps its mass and height."""
+    drawn = degrees / 360 + 0.5
+    x = images(2, 16)
+    if degrees % 90 == 0:
+        assert torch.equal(applied("rotation", x, drawn), x.rot90(degrees // 90 % 4, (2, 3)))
+    angle = math.radians(degrees)
+    c, s = math.cos(angle), math.sin(angle)
+    before = spot(size=32, x=6, y=-3)
+    after = spot(size=32, x=6 * c - 3 * s, y=-6 * s - 3 * c)  # y points down
+    turned = applied("rotation", before, drawn)
+    assert float((turned - after).abs().max()) < 0.1  # three interpolations blur a little
+    assert float(turned.sum()) == pytest.approx(float(before.sum()), rel=1e-3)
+
+
+def test_what_leaves_the_image_does_not_come_back_from_the_other_side():
+    corners = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    corners[..., [0, 0, 15, 15], [0, 15, 0, 15]] = 1
+    assert float(applied("rotation", corners, 45 / 360 + 0.5).abs().max()) < 1e-12
+
+
+def test_a_stretch_makes_a_spot_wider_and_as_much_lower():
+    wide = applied("stretch", spot(size=32, x=4, y=4), 1.0)[0, 0]
+    place = torch.arange(32, dtype=torch.float64) - 31 / 2
+    columns, rows = wide.sum(0) / wide.sum(), wide.sum(1) / wide.sum()
+    for share, factor in ((columns, 2**0.5), (rows, 2**-0.5)):
+        middle = float((share * place).sum())
+        spread = float((share * (place - middle) ** 2).sum()) ** 0.5
+        assert middle == pytest.approx(4 * factor, abs=0.01)
+        # Means of neighbours add a pixel's own spread to it.
+        assert spread == pytest.approx(2 * factor, abs=0.15)
+
+
+def test_light_turns_dark_and_colours_turn_about_the_greys():
+    x = images(3)
+    grey = x.mean(1, keepdim=True)
+    torch.testing.assert_close(applied("luma", x, 0.2), x - 2 * grey)
+    assert torch.equal(applied("luma", x, 0.7), x)
+    torch.testing.assert_close(applied("hue", x, 0.5), x)
+    third = applied("hue", x, 0.5 + 1 / 3)  # a third of a circle: red to green to blue
+    torch.testing.assert_close(third, x.roll(1, 1))
+    eighth = applied("hue", x, 0.55)
+    torch.testing.assert_close(eighth.mean(1, keepdim=True), grey)
+    torch.testing.assert_close(eighth.norm(dim=1), x.norm(dim=1))
+
+
 def test_gradients_pass_and_an_images_own_are_its_own():
     x = images().requires_grad_()
     draws = resolved(uniforms(), 1.0)
@@ -144,7 +202,7 @@ def test_both_players_turns_augment_reals_and_fakes_and_at_0_nothing_changes():
     plain = play_rounds(new_game(small_game()), 2).state_dict()
 
     def weights(probability: float) -> dict:
-        config = small_game(augment=AugmentConfig(policies=ALL, probability=probability))
+        config = small_game(augment=AugmentConfig(policies=OF_GREYS, probability=probability))
         return play_rounds(new_game(config), 2).state_dict()
 
     never, always = weights(0.0), weights(1.0)
@@ -162,10 +220,18 @@ def test_what_cannot_be_augmented_is_refused():
         player: type(getattr(small_game(), player))(network="mlp", width=8)
         for player in ("generator", "discriminator")
     }
-    config = GameConfig(**mlps, objective=ObjectiveConfig(), augment=AugmentConfig(policies=ALL))
+    config = GameConfig(
+        **mlps, objective=ObjectiveConfig(), augment=AugmentConfig(policies=OF_GREYS)
+    )
     check_sample(config, Sample((1, 8, 8)))
     with pytest.raises(ConfigError, match="policies must be left out"):
         check_sample(config, Sample((2,)))
+    with pytest.raises(ConfigError, match="'rotation' for square images only, got 1 x 8 x 4"):
+        check_sample(config, Sample((1, 8, 4)))
+    colours = dataclasses.replace(config, augment=AugmentConfig(policies=("hue",)))
+    check_sample(colours, Sample((3, 8, 8)))
+    with pytest.raises(ConfigError, match="'hue' for images of 3 channels only, got 1 x 8 x 8"):
+        check_sample(colours, Sample((1, 8, 8)))
 
 
 def adaptive(**changes) -> AdaptiveProbability:
@@ -194,7 +260,7 @@ def test_the_probability_rises_by_its_step_while_r_t_is_above_the_target_and_fal
 
 def test_an_adapting_game_is_stopped_and_resumed_to_the_bit_and_tells_its_probability():
     config = small_game(
-        augment=AugmentConfig(policies=ALL, target=0.01, adapt_kimg=0.2),
+        augment=AugmentConfig(policies=OF_GREYS, target=0.01, adapt_kimg=0.2),
         discriminator=DiscriminatorConfig(width=8, lr=1e-2),
     )
     whole = play_rounds(new_game(config), 31)
