@@ -45,7 +45,7 @@ def _color(images: Images, draws: Draws) -> Images:
 
 
 def _luma(images: Images, draws: Draws) -> Images:
-    """Light for dark, every second time; colours stay (Karras et al. 2020, NeurIPS, appendix B)."""
+    """Light for dark, every second time; colours stay (Karras et al. 2020, appendix B)."""
     grey = images.mean(dim=1, keepdim=True)
     return torch.where(draws[:, :1, None, None] < 0.5, images - 2 * grey, images)
 

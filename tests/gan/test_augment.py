@@ -128,7 +128,7 @@ def spot(*, size: int, x: float, y: float, sigma: float = 2.0) -> torch.Tensor:
 
 @pytest.mark.parametrize("degrees", [-180, -135, -100, -45, -20, 0, 7, 45, 46, 90, 150])
 def test_a_rotation_turns_anticlockwise_by_its_angle(degrees):
-    """Whole quarters exactly; a spot goes where trigonometry says and keeps its mass and height."""
+    """Whole quarters exactly; a spot goes where trigonometry says, and keeps mass and height."""
     drawn = degrees / 360 + 0.5
     x = images(2, 16)
     if degrees % 90 == 0:
