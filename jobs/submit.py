@@ -79,7 +79,8 @@ def _order_for_experiment(
 ) -> Order:
     from pipeline.submit import order_for
 
-    fork, run = context.params.get("fork"), experiment.name
+    fork = context.params.get("fork")
+    run = experiment.search_name if verb == "search" else experiment.name
     if fork is not None:
         run = fork or f"{run}-fork"
     return order_for(verb, experiment, _options(context, {}), run=run, here=here)

@@ -20,11 +20,12 @@ import ray
 import psutil  # isort: skip  (after ray, which brings it)
 from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.tune import PlacementGroupFactory
 
 from gan.config import ConfigError
 from pipeline.experiment import ClusterConfig
+from pipeline.meeting import Meeting
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def trainer(
     return TorchTrainer(
         work,
         train_loop_config=job,
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SEC),
+        torch_config=Meeting(timeout_s=COLLECTIVE_TIMEOUT_SEC),
         scaling_config=ScalingConfig(
             num_workers=workers or cluster.max_workers,
             use_gpu=gives_gpus(cluster) if gpus is None else gpus,

@@ -273,6 +273,11 @@ class Experiment:
         )
 
     @property
+    def search_name(self) -> str:
+        """What a search of it is called, and its folder."""
+        return (self.search and self.search.name) or f"{self.name}-search"
+
+    @property
     def tick_nimg(self) -> int:
         """Images between two reports."""
         return self._cadence(self.tracking.tick_kimg, 100)

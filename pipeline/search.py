@@ -81,9 +81,7 @@ def search(experiment: Experiment, watcher: Watcher, *, again: bool = False) -> 
     verify_shards(shards)
     where = backend(experiment.cluster.storage)
     check_address()
-    config = experiment.search
-    assert config is not None
-    name = config.name or f"{experiment.name}-search"
+    name = experiment.search_name
     if not SEARCH_NAME.fullmatch(name):
         raise ConfigError(
             [f"search.name must be given where name is longer than 41, got {name!r}"]

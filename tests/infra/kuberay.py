@@ -1,7 +1,9 @@
 """What KubeRay's RayCluster and RayJob may hold: JSON schemas of `ray.io/v1` as of KubeRay 1.7.
 
 The fields that infra/ uses and their neighbours, written by hand after KubeRay's published types
-and the reference in Ray's documentation; it was not compared with the CRD of a release as a whole.
+and the reference in Ray's documentation. Every name that KubeRay's Go types had at its commits
+026f143 (clusters) and 0057210 (jobs) is here as it is there; the newer ones (`authOptions`, labels
+and resources of groups, deadlines before running, ...) are from the reference alone.
 Stricter in one thing: a name that it does not know is a mistake here, where Kubernetes would drop
 it in silence. What is inside a pod's template is Kubernetes' own and is checked against its schema
 (`templates`).

@@ -16,8 +16,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.processes import end, family
@@ -51,6 +53,23 @@ SMALL = (
     "evaluate.images=200",
     "evaluate.every_kimg=12",
 )
+SEARCH = """
+extends = "digits.toml"
+name = "sought"
+[turns]
+total_kimg = 4
+[evaluate]
+images = 200
+every_kimg = 4
+[search]
+trials = 2
+scheduler = "none"
+finalists = 1
+final_images = 200
+final_seeds = 2
+[search.space]
+generator.lr = { choice = [1e-3, 2e-3] }
+"""
 
 
 @dataclass
@@ -295,6 +314,42 @@ def _check_canaries(cluster: Cluster, log: str) -> None:
     assert not {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD"} & variables.keys()
 
 
+def test_a_search_an_evaluation_and_a_promotion_are_jobs_too(cluster):
+    """Each ends as the same words do without `submit`: a rejected candidate by exit code 3."""
+    from mlflow import MlflowClient
+
+    storage = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    (cluster.folder / "sought.toml").write_text(SEARCH)
+    searched = cluster.run("submit", "search", "sought.toml", f"cluster.storage={storage}")
+    assert re.match(r"job +sought-search-[0-9a-f]{4}-1 ", searched), searched
+    registered = re.search(r"registered as candidate models:/(\S+)/1", searched)
+    assert registered is not None, searched
+    tracking = cluster.env["MLFLOW_TRACKING_URI"]
+    client = MlflowClient(tracking, tracking)
+    version = client.get_model_version(registered[1], "1")
+    parents = client.search_runs(
+        [client.get_run(str(version.run_id)).info.experiment_id],
+        filter_string="tags.`forger.kind` = 'search'",
+    )
+    assert [run.info.status for run in parents] == ["FINISHED"]
+
+    where = ("--storage", storage)
+    model = f"models:/{registered[1]}/1"
+    judged = cluster.run("submit", "evaluate", model, "--images=200", *where)
+    assert "200 images against" in judged
+    name = registered[1].removesuffix("-candidates")
+    (cluster.folder / "strict.toml").write_text("min_coverage = 0.999\n")
+    gate = ("--images=200", "--max-images=400", "--rules=strict.toml", *where)
+    rejected = cluster.start("submit", "promote", name, *gate)
+    output, errors = rejected.communicate(timeout=DEADLINE_SEC)
+    assert rejected.returncode == 3, output + errors
+    forced = cluster.run("submit", "promote", name, *gate, "--force", "--reason=a test")
+    assert "champion" in forced
+    assert client.get_model_version_by_alias(name, "champion").version == "1"
+    rows = [row.split() for row in cluster.run("jobs").splitlines()]
+    assert [(row[1], *row[3:5]) for row in rows[-4:]] == []
+
+
 def test_what_cannot_be_submitted_says_why_and_leaves_nothing_behind(cluster):
     other = cluster.folder / "other-token"
     other.touch(mode=0o600)
@@ -330,6 +385,48 @@ def test_what_cannot_be_submitted_says_why_and_leaves_nothing_behind(cluster):
     assert cluster.ask("/api/jobs/") == before
     assert sorted(cluster.folder.rglob("*")) == there
     assert "knows no job nobody-1" in cluster.run("stop", "nobody-1", code=2)
+
+
+def test_a_head_elsewhere_that_asks_for_no_token_is_refused(tmp_path):
+    """A real one would let anybody who reaches this machine run code on it: what answers here does
+    as a dashboard without authentication does, and no more.
+    """
+    own = [
+        each.address
+        for addresses in psutil.net_if_addrs().values()
+        for each in addresses
+        if each.family == socket.AF_INET and not each.address.startswith("127.")
+    ]
+    if not own:
+        pytest.skip("this machine has no address but loopback")
+
+    class Open(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"version": "4"}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer((own[0], 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs", "jobs", "--allow-http"],
+            env=clean_environment()
+            | {
+                "PYTHONPATH": str(ROOT),
+                "RAY_API_SERVER_ADDRESS": f"http://{own[0]}:{server.server_port}",
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SEC,
+        )
+        server.shutdown()
+    assert done.returncode == 2, done.stderr
+    assert "asks for no token, so anybody who reaches it runs code there" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 RACE = """

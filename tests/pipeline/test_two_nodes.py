@@ -140,7 +140,6 @@ def environment() -> dict[str, str]:
     return clean_environment() | {
         "PYTHONPATH": str(ROOT),
         "RAY_raylet_start_wait_time_s": "120",
-        "GLOO_SOCKET_IFNAME": "eth0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
     }
