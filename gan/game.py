@@ -27,9 +27,10 @@ from gan.networks import (
     iterate_spectral_norms,
     stylegan2,
 )
-from gan.optimizers import build_optimizer, recalled, remembered, set_rates
+from gan.optimizers import build_optimizer, set_rates
 from gan.penalties import Weights
 from gan.randomness import latents
+from gan.saving import Saved
 from gan.turns import DTurn, GTurn, styles_mixed
 from gan.world import World
 
@@ -86,6 +87,13 @@ class Game:
         ]
         self.G_optimizer = build_optimizer(self.G, config.generator)
         self.D_optimizer = build_optimizer(self.D, config.discriminator)
+        self._saved = Saved(
+            {"G": self.G, "D": self.D, "G_ema": self.G_ema},
+            {
+                "G": (self.G_optimizer, config.generator),
+                "D": (self.D_optimizer, config.discriminator),
+            },
+        )
         class_weight = config.conditioning.class_weight
         rules = {
             "policies": config.augment.policies,
@@ -223,27 +231,15 @@ class Game:
         left over or of another shape.
         """
         given = {name for name in state if not name.startswith((MEANS, AUGMENT))}
-        expected = set(self._players_state()) | self._optimizer_keys(state)
+        stepped = {p: int(state.get(f"{p.lower()}_turns", 0)) > 0 for p in ("G", "D")}
+        expected = {"d_turns", "g_turns"} | self._saved.keys(stepped=stepped)
         if expected != given:
             raise ValueError(
                 f"the saved game does not fit this one: "
                 f"missing {sorted(expected - given)[:3]}, "
                 f"left over {sorted(given - expected)[:3]}"
             )
-        for player in ("G", "D", "G_ema"):
-            prefix = f"{player}/"
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            try:
-                getattr(self, player).load_state_dict(own)
-            except RuntimeError as error:
-                raise ValueError(f"the saved game does not fit this one: {error}") from error
-        for player, optimizer in (("G", self.G_optimizer), ("D", self.D_optimizer)):
-            for name, parameter in getattr(self, player).named_parameters():
-                prefix = f"{player}_optimizer/{name}/"
-                saved = {
-                    k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
-                }
-                optimizer.state[parameter] = recalled(parameter, saved)
+        self._saved.load_state_dict(state)
         if self._adaptive is not None:
             self._adaptive.load_state_dict(state, self.world)
         self.d_turns, self.g_turns = int(state["d_turns"]), int(state["g_turns"])
@@ -252,31 +248,8 @@ class Game:
 
     def _players_state(self) -> dict[str, Tensor]:
         """The state without the means: what every rank has alike."""
-        state = {
-            "d_turns": torch.tensor(self.d_turns),
-            "g_turns": torch.tensor(self.g_turns),
-        }
-        for player in ("G", "D", "G_ema"):
-            for name, value in getattr(self, player).state_dict().items():
-                state[f"{player}/{name}"] = value
-        for player, optimizer in (("G", self.G_optimizer), ("D", self.D_optimizer)):
-            for name, parameter in getattr(self, player).named_parameters():
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    state[f"{player}_optimizer/{name}/{key}"] = value
-        return state
-
-    def _optimizer_keys(self, state: dict[str, Tensor]) -> set[str]:
-        """The optimizer entries that a game which has taken its turns must have."""
-        return {
-            f"{player}_optimizer/{name}/{key}"
-            for player, turns, config in (
-                ("G", "g_turns", self.config.generator),
-                ("D", "d_turns", self.config.discriminator),
-            )
-            if turns in state and int(state[turns]) > 0
-            for name, _ in getattr(self, player).named_parameters()
-            for key in remembered(config)
-        }
+        turns = {"d_turns": torch.tensor(self.d_turns), "g_turns": torch.tensor(self.g_turns)}
+        return turns | self._saved.state_dict()
 
     def _now(self, setting: Any) -> float:
         """The value of a setting in this turn: of this image, but steps wait for the round."""
