@@ -26,7 +26,7 @@ def list_(folders) -> None:
     """
     from gan.features import Classifier, classifier_sha256
     from pipeline.extractors import known_extractors
-    from pipeline.storage import Folder
+    from pipeline.folder import Folder
     from pipeline.trained_extractor import read_card
 
     cards = [(folder, read_card(Folder(folder))) for folder in folders]

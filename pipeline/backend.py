@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gan.config import ConfigError
-from pipeline.storage import Folder, open_storage
+from pipeline.folder import Folder
+from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 from botocore.exceptions import ClientError
 
 from pipeline import patience
+from pipeline.folder import flocked, full_disk
 from pipeline.patience import Patience, Taken, UploadGone, code_of
-from pipeline.storage import Storage, StorageError, flocked, full_disk, inside
+from pipeline.storage import Storage, StorageError, inside
 
 LARGE_BYTES = 64 * 2**20  # from here on in parts
 PART_BYTES = 16 * 2**20

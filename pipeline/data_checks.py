@@ -5,7 +5,8 @@ from __future__ import annotations
 from gan.config import check
 from pipeline.data_config import DataConfig
 from pipeline.dataset import ShardSet
-from pipeline.storage import Folder, open_storage
+from pipeline.folder import Folder
+from pipeline.storage import open_storage
 
 BLOCK_BYTES = 64 * 2**20  # of pixels: what moves as one in a window shuffle, about one shard
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from gan.config import ConfigError
 from gan.randomness import public_labels, public_latents
 from gan.sampling import to_uint8
+from pipeline.folder import Folder
 from pipeline.snapshot import Snapshot
-from pipeline.storage import Folder
 
 SEEDS = np.arange(16)
 TOLERANCE = 1e-4  # of a value in [-1, 1], whose byte is 8e-3 wide; runtimes differ by some 1e-6

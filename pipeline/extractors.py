@@ -22,7 +22,7 @@ from gan.features import (
 )
 from pipeline.experiment import EvaluateConfig
 from pipeline.extractor_plugins import described, origin, plugin_extractor, plugins
-from pipeline.storage import Folder
+from pipeline.folder import Folder
 from pipeline.trained_extractor import CARD, load_trained, read_card
 from pipeline.weights import load_strictly, local_path, package_file, read_weights, tensors
 

@@ -22,6 +22,7 @@ from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import gives_gpus, trainer
 from pipeline.dataset import ShardSet
 from pipeline.failures import Budget, Failure, Kind, first_failure, hung_or_crashed
+from pipeline.folder import Folder
 from pipeline.hang import stacks_in
 from pipeline.interrupts import Interrupts
 from pipeline.nodes import (
@@ -37,7 +38,7 @@ from pipeline.nodes import (
 )
 from pipeline.play import Outcome
 from pipeline.run import Run
-from pipeline.storage import Folder, StorageError
+from pipeline.storage import StorageError
 from pipeline.worker import HANGS, job_of, stacks_folder, stacks_prefix, work
 
 log = logging.getLogger(__name__)

@@ -18,12 +18,13 @@ from gan.randomness import derive_seed
 from pipeline.copies import without_copies
 from pipeline.dataset import Encoding, ShardSet
 from pipeline.fitting import Filter, Fit, Fitting, decode, is_grey
+from pipeline.folder import Folder
 from pipeline.order import permute
 from pipeline.parts import Part, publish_parts, sweep_parts
 from pipeline.prepare_report import Report, write_report
 from pipeline.sources.opening import Wanted, opened
 from pipeline.sources.source import BadImage, Source
-from pipeline.storage import Folder, Storage, open_storage
+from pipeline.storage import Storage, open_storage
 from pipeline.unfinished import already, finished, forget_shards, workshop
 from pipeline.units import Done, Job, Unit, images_per_unit
 from pipeline.workforce import each_unit

@@ -22,11 +22,11 @@ from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError
 from pipeline.bundle import flat_file
+from pipeline.folder import Folder
 from pipeline.logged import ARTIFACTS, GENERATOR, SERVED, Logged, log_proved, other_files
 from pipeline.manifest import MANIFEST, check_files, check_listing, listing, sha256_of
 from pipeline.run import Best, Run
 from pipeline.snapshot import Snapshot, read_snapshot
-from pipeline.storage import Folder
 from pipeline.tracking import trial_tags
 
 CANDIDATE = "candidate"

@@ -25,7 +25,8 @@ from gan.config import ConfigError
 from pipeline.arrow_files import raw_shard, read_encoded
 from pipeline.codecs import decode_all
 from pipeline.dataset import Shard, ShardSet
-from pipeline.storage import Storage, StorageError, full_disk
+from pipeline.folder import full_disk
+from pipeline.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 

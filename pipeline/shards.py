@@ -21,6 +21,7 @@ from gan.config import ConfigError
 from pipeline.arrow_files import open_raw
 from pipeline.data_config import CACHE_GB
 from pipeline.dataset import Encoding, ShardSet
+from pipeline.folder import Folder
 from pipeline.parts import (
     Part,
     finished_parts,
@@ -29,7 +30,7 @@ from pipeline.parts import (
     write_part,
 )
 from pipeline.shard_cache import Fetchers, ShardCache, raw_bytes
-from pipeline.storage import Folder, Storage, open_storage
+from pipeline.storage import Storage, open_storage
 from pipeline.verified import read_against_checksums
 
 SHARD_BYTES = 64 * 2**20  # of pixels, before they are encoded

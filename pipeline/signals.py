@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from gan.world import World
+from pipeline.folder import Folder
 from pipeline.run import Run
-from pipeline.storage import Folder, StorageError
+from pipeline.storage import StorageError
 
 log = logging.getLogger(__name__)
 

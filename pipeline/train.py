@@ -22,6 +22,7 @@ from pipeline.events import Events
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
 from pipeline.fits import TrainingError, play_on_ray
+from pipeline.folder import Folder
 from pipeline.goodput import Goodput, goodput
 from pipeline.journal import JournalLine
 from pipeline.lease import FOLDER as LEASES
@@ -31,7 +32,7 @@ from pipeline.registry import Registered, register
 from pipeline.run import RECORD, Best, Run, changes_of_data, free_name, now_ms
 from pipeline.shards import verify_shards
 from pipeline.shipping import Shipper
-from pipeline.storage import Folder, StorageError, open_storage
+from pipeline.storage import StorageError, open_storage
 from pipeline.tracking import Tracker
 
 log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from gan.features import Classifier, Extractor, classifier_features
 from gan.randomness import derive_seed, generator
 from pipeline.dataset import ShardSet
 from pipeline.extractor_plugins import EXTRACTOR_NAME, described
+from pipeline.folder import Folder
 from pipeline.order import permute
 from pipeline.shards import ShardReader
-from pipeline.storage import Folder
 from pipeline.weights import load_strictly, sha256_of, tensors
 
 TENSORS = "classifier.safetensors"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from gan.config import ConfigError
 from pipeline.dataset import INDEX, ShardSet, open_shards
+from pipeline.folder import LOCK, Folder
 from pipeline.parts import Part, file_sha256, finished_parts, forget_parts
 from pipeline.sources.source import Scratch
-from pipeline.storage import LOCK, Folder, Storage
+from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import time
 from typing import Any
 
 from pipeline.dataset import ShardSet
+from pipeline.folder import Folder
 from pipeline.parts import file_sha256
 from pipeline.shard_cache import cache_folder
-from pipeline.storage import Folder
 
 SETTLED_SEC = 2.0  # a file changed more lately could change again under the same time stamp
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gan.config import ConfigError
-from pipeline.storage import Folder, download_object
+from pipeline.folder import Folder
+from pipeline.storage import download_object
 
 SCHEMES = "a file, file://, http(s):// or s3://"
 TIMEOUT_SEC = 60

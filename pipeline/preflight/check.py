@@ -24,6 +24,7 @@ from pipeline.cluster import (
 from pipeline.dataset import ShardSet
 from pipeline.experiment import ClusterConfig, Experiment
 from pipeline.failures import first_failure
+from pipeline.folder import Folder
 from pipeline.nodes import ask_for_workers, draining_nodes, room, staying_nodes
 from pipeline.preflight import verdicts
 from pipeline.preflight.findings import Finding, good, refused, skipped, wrong
@@ -39,7 +40,7 @@ from pipeline.preflight.here import (
 )
 from pipeline.preflight.verdicts import Estimate
 from pipeline.preflight.worker import job_of, look, software
-from pipeline.storage import Folder, Storage, StorageError, open_storage
+from pipeline.storage import Storage, StorageError, open_storage
 
 log = logging.getLogger(__name__)
 

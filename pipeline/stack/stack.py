@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.folder import flocked
 from pipeline.processes import end, family
 from pipeline.stack.ceph import forget_ceph, start_ceph
 from pipeline.stack.service import Service, answers, free_ports, start, wait_until
-from pipeline.storage import flocked
 
 log = logging.getLogger(__name__)
 

@@ -83,9 +83,9 @@ def forger_images_per_second(workers: int) -> float:
     """Between the ticks of a real run: with its journal, checkpoints and tracking."""
     import numpy as np
 
+    from pipeline.folder import Folder
     from pipeline.run import Run
     from pipeline.shards import write_shards
-    from pipeline.storage import Folder
 
     with tempfile.TemporaryDirectory() as folder:
         noise = np.random.RandomState(0).randint(0, 256, (2048, 32, 32, 1), dtype=np.uint8)

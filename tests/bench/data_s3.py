@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from pipeline.folder import Folder
 from pipeline.run import JournalLine, Run
-from pipeline.storage import Folder
 from tests.pipeline.servers import make_bucket, s3
 
 ROOT = Path(__file__).parents[2]

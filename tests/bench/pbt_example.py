@@ -119,8 +119,8 @@ def experiment(data: ShardSet, kimg: float) -> dict[str, Any]:
 
 def forger_search(folder: Path, data: ShardSet, kimg: float) -> None:
     """Holds the search with `forger search`, and draws from the last generation and the winner."""
+    from pipeline.folder import Folder
     from pipeline.ledger import Ledger
-    from pipeline.storage import Folder
 
     (folder / "digits.toml").write_text(tomli_w.dumps(experiment(data, kimg)))
     began = time.perf_counter()
@@ -151,8 +151,8 @@ def forger_search(folder: Path, data: ShardSet, kimg: float) -> None:
 
 def draw(snapshot: Path) -> np.ndarray:
     """The images of the public seeds 0, 1, ... of a snapshot."""
+    from pipeline.folder import Folder
     from pipeline.snapshot import read_snapshot
-    from pipeline.storage import Folder
 
     found = read_snapshot(Folder(snapshot.parent), snapshot.name)
     blocks = [found.images(range(n, n + BLOCK)).numpy() for n in range(0, SAMPLES, BLOCK)]

@@ -19,9 +19,9 @@ from pathlib import Path
 from scipy import stats
 
 from pipeline.experiment_file import experiment_toml, load_experiment
+from pipeline.folder import Folder
 from pipeline.ledger import Ledger, reading_of
 from pipeline.run import Run
-from pipeline.storage import Folder
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "jobs/experiments/digits-search.toml"

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import latest_checkpoint, newest_nimg
+from pipeline.folder import Folder
 from pipeline.run import Run
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import open_storage
 from tests.chaos.game import EXPERIMENT, STAGES, TOLERANCE, Stage
 from tests.chaos.stand import Stand
 

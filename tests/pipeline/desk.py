@@ -16,11 +16,11 @@ import torch
 from pipeline.backend import Backend, backend
 from pipeline.dataset import ShardSet
 from pipeline.experiment_file import experiment_from_dict
+from pipeline.folder import Folder
 from pipeline.play import play
 from pipeline.registry import register
 from pipeline.run import Best, Run
 from pipeline.shards import write_shards
-from pipeline.storage import Folder
 from pipeline.tracking import open_tracker
 from tests.conftest import striped_images
 

@@ -13,10 +13,10 @@ from pipeline.branch import branch
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_toml, load_experiment
+from pipeline.folder import Folder
 from pipeline.play import play
 from pipeline.run import RECORD, Run
 from pipeline.snapshot import read_snapshot
-from pipeline.storage import Folder
 from tests.pipeline.test_play import curve, small_experiment, weights
 
 AT = (0, 0.096, 0.192)  # kimg at which the life changes

@@ -14,7 +14,8 @@ from pipeline.checkpoint import (
     newest_nimg,
     retained,
 )
-from pipeline.storage import Folder, StorageError
+from pipeline.folder import Folder
+from pipeline.storage import StorageError
 from tests.conftest import small_game
 from tests.gan.play import new_game, play_rounds
 

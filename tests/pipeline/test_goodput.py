@@ -7,9 +7,10 @@ import random
 import pytest
 
 from pipeline.events import Event, Events, events_of, note_playing
+from pipeline.folder import Folder
 from pipeline.goodput import Goodput, account
 from pipeline.journal import JournalLine
-from pipeline.storage import Folder, StorageError
+from pipeline.storage import StorageError
 
 
 def event(sec: float, kind: str, **facts: float) -> Event:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.folder import Folder
 from pipeline.journal import JournalLine, JournalWriter, Segment, lines
-from pipeline.storage import Folder
 
 
 def line(nimg: int, mark: float = 0.0) -> JournalLine:

@@ -16,8 +16,9 @@ import pytest
 
 from gan.config import ConfigError
 from pipeline import lease
+from pipeline.folder import Folder
 from pipeline.lease import FencedError, check_token, records, take
-from pipeline.storage import Folder, Storage, StorageError, open_storage
+from pipeline.storage import Storage, StorageError, open_storage
 
 pytestmark = pytest.mark.slow
 BEAT_SEC, LEASE_SEC = 0.3, 2.5

@@ -247,7 +247,7 @@ def test_a_game_that_diverges_says_so_and_stops(stripes, tmp_path):
 
 
 def test_a_new_run_beside_complete_ones_takes_the_next_name(undisturbed, stripes, tmp_path):
-    from pipeline.storage import Folder
+    from pipeline.folder import Folder
 
     storage = Folder(tmp_path / "runs")
     assert free_name(storage, "whole") == "whole"  # not complete: it can be resumed

@@ -17,6 +17,7 @@ from gan.world import World
 from pipeline.data_config import DataConfig
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment import Experiment
+from pipeline.folder import Folder
 from pipeline.preflight import verdicts
 from pipeline.preflight.findings import Finding
 from pipeline.preflight.here import (
@@ -29,7 +30,7 @@ from pipeline.preflight.here import (
 )
 from pipeline.preflight.worker import job_of, look, software
 from pipeline.shards import write_shards
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import open_storage
 from tests.conftest import striped_images
 from tests.pipeline.quick_experiment import small
 from tests.pipeline.servers import free_port

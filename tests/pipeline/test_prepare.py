@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,8 @@ from PIL import Image
 from gan.config import ConfigError
 from pipeline.prepare import prepare
 from pipeline.shards import ShardReader
+
+ROOT = Path(__file__).parents[2]
 
 
 def pixels_of(shards, number: int = 0) -> np.ndarray:
@@ -206,6 +213,42 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, folder):
     Image.new("1", (9000, 9000)).save(folder / "cats" / "bomb.png")
     shards = prepare(str(folder), str(tmp_path / "out"))
     assert [bad["image"] for bad in shards.origin["set_aside"]] == ["cats/bomb.png"]
+
+
+def write_bomb(path, side: int) -> None:
+    """A white PNG of one bit a pixel, written row by row: nothing here ever holds its pixels."""
+    packer = zlib.compressobj(9)
+    row = b"\0" + b"\xff" * ((side + 7) // 8)
+    data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, body in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+            file.write(struct.pack(">I", len(body)) + kind + body)
+            file.write(struct.pack(">I", zlib.crc32(kind + body)))
+
+
+def test_bombs_cost_no_memory(tmp_path, folder):
+    """Four images of 30,000 px, each 900 MB once decoded, against the same folder without them."""
+
+    def peak_mib(name: str) -> float:
+        told = (
+            "import resource, sys; from pipeline.prepare import prepare;"
+            "print(prepare(*sys.argv[1:], processes=1).num_images);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", told, folder, tmp_path / name],
+            capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        images, peak = done.stdout.split()
+        assert images == "4"
+        return float(peak)
+
+    without = peak_mib("without")
+    for number in range(4):
+        write_bomb(folder / "dogs" / f"bomb{number}.png", 30_000)
+    assert peak_mib("with") < without + 20
 
 
 @pytest.mark.parametrize(

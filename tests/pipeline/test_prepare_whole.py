@@ -16,9 +16,10 @@ from PIL import Image
 
 from gan.config import ConfigError
 from pipeline.dataset import ShardSet, open_shards
+from pipeline.folder import PART
 from pipeline.prepare import HELD_OUT, prepare
 from pipeline.shards import ShardReader, verify_shards
-from pipeline.storage import PART, StorageError
+from pipeline.storage import StorageError
 from pipeline.units import do_unit
 
 ROOT = Path(__file__).parents[2]

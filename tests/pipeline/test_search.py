@@ -11,9 +11,9 @@ import time
 import psutil
 import pytest
 
+from pipeline.folder import Folder
 from pipeline.ledger import Ledger, Trial
 from pipeline.run import Run
-from pipeline.storage import Folder
 from tests.pipeline.desk import DEADLINE_SEC, Desk
 
 pytestmark = pytest.mark.slow

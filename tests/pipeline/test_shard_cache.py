@@ -20,11 +20,12 @@ from gan.config import ConfigError
 from gan.world import World
 from pipeline.data_config import DataConfig
 from pipeline.dataset import ShardSet, open_shards
+from pipeline.folder import Folder
 from pipeline.loader import batches
 from pipeline.parts import file_sha256
 from pipeline.shard_cache import Fetchers, ShardCache, raw_bytes
 from pipeline.shards import ShardReader, ShardWriter, verify_shards
-from pipeline.storage import Folder, open_storage
+from pipeline.storage import open_storage
 from tests.conftest import striped_images
 from tests.pipeline.servers import Missing, make_bucket, or_skip, s3
 

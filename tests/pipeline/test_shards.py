@@ -12,9 +12,9 @@ from gan.config import ConfigError
 from pipeline import shards as shards_module
 from pipeline.codecs import decode, encode
 from pipeline.dataset import open_shards
+from pipeline.folder import Folder
 from pipeline.parts import finished_parts, publish_parts, write_part
 from pipeline.shards import ShardReader, ShardWriter, verify_shards, write_shards
-from pipeline.storage import Folder
 from tests.conftest import striped_images
 
 

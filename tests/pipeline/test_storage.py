@@ -18,7 +18,8 @@ from contextlib import contextmanager
 import pytest
 
 from gan.config import ConfigError
-from pipeline.storage import Folder, Storage, StorageError, download_object, open_storage
+from pipeline.folder import Folder
+from pipeline.storage import Storage, StorageError, download_object, open_storage
 from tests.pipeline.servers import open_folder
 
 LARGE = 16 * 2**20  # bytes; four parts, as `in_parts` cuts it
@@ -177,7 +178,7 @@ def test_folders_that_a_deletion_leaves_empty_are_gone(tmp_path):
 def test_a_killed_writers_part_is_no_name_and_is_swept(tmp_path):
     program = """
 import os, signal, sys
-from pipeline.storage import Folder
+from pipeline.folder import Folder
 with Folder(sys.argv[1]).publishing("a/name") as part:
     part.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -21,8 +21,8 @@ import torch
 
 from pipeline.checkpoint import latest_checkpoint
 from pipeline.events import Event, events_of
+from pipeline.folder import Folder
 from pipeline.run import Run
-from pipeline.storage import Folder
 from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk, clean_environment
 
 pytestmark = pytest.mark.slow
