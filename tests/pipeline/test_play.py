@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gan.config import ConfigError
+from pipeline.branch import fork_of
 from pipeline.checkpoint import latest_checkpoint, newest_nimg
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
@@ -192,11 +193,10 @@ def test_a_run_that_died_between_checkpoints_replays_without_double_lines(
     assert_same(weights(undisturbed), weights(again))
 
 
-def test_a_checkpoint_whose_ticks_came_after_another_writer_had_looked_does_not_count(
-    stripes, tmp_path, undisturbed, monkeypatch
-):
-    """The workers of a driver that died may write on until Ray ends them. Their lines past where
-    the next driver found the journal do not count, so a checkpoint after these must not either.
+@pytest.fixture
+def overtaken(stripes, tmp_path, monkeypatch) -> Run:
+    """A run whose first writer got to 128 images, and that another took over, who had found the
+    journal at 96: the workers of a driver that died write on until Ray ends them.
     """
     run = Run.open("late", small_experiment(stripes, tmp_path, name="late"), stripes)
 
@@ -218,12 +218,30 @@ def test_a_checkpoint_whose_ticks_came_after_another_writer_had_looked_does_not_
         play(run, stripes, token=first.token)
     monkeypatch.undo()
     assert newest_nimg(run.storage) == 128
-    with take(run.storage, who="heir", note={"journalled": 96}) as heir:
+    with take(run.storage, who="heir", note={"journalled": 96}):
         assert run.journalled_nimg == 96
+    return run
+
+
+def test_a_checkpoint_whose_ticks_came_after_another_writer_had_looked_does_not_count(
+    stripes, tmp_path, undisturbed, overtaken
+):
+    """The lines past where the next driver found the journal are void, so a checkpoint that relies
+    on them must be, too.
+    """
+    with take(overtaken.storage, who="heir", note={"journalled": 96}) as heir:
         again = Run.open("late", small_experiment(stripes, tmp_path, name="late"), stripes)
         assert play(again, stripes, token=heir.token).finished
     assert curve(again) == curve(undisturbed)
     assert_same(weights(undisturbed), weights(again))
+
+
+def test_a_fork_passes_over_it_and_has_no_gap_in_its_curve(stripes, tmp_path, overtaken):
+    experiment = small_experiment(stripes, tmp_path, name="late")
+    fork = fork_of("late", "fork", experiment, stripes)
+    begun = fork.lineage["branched"]["nimg"]
+    assert 0 < begun <= 96
+    assert [line.nimg for line in fork.journal()] == list(range(32, begun + 1, 32))
 
 
 def test_a_changed_experiment_or_other_data_is_refused_with_what_changed(stripes, tmp_path):
