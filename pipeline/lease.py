@@ -1,6 +1,8 @@
 """One writer for a run: a lease with a number that only grows, and that every later writer raises.
 
 lease/<token>.json   who took the lease, made by whoever is first; never changed, never deleted
+lease/<token>.note   what the holder found before it wrote anything, and after the last holder was
+                     fenced off: that one's late writes are told by it
 lease/<token>.beat   what the holder writes every BEAT_SEC, and as its last word, "released"
 
 A holder that died on this machine is replaced at once. Another one is watched with a clock of our
@@ -17,7 +19,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,11 +79,13 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One lease that was taken, and what its taker noted of the moment before."""
+    """One lease that was taken, and what its taker noted; {} where it did not come to that, and
+    then it never wrote either.
+    """
 
     token: int
-    note: dict[str, Any]
     owner: Owner
+    note: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -128,31 +132,36 @@ def check_token(storage: Storage, token: int) -> None:
 
 def records(storage: Storage) -> list[Record]:
     """All leases that were ever taken, the oldest first."""
-    names = [name for name in storage.names(FOLDER) if name.endswith(".json")]
-    return [_read(storage, name) for name in names]
+    names = storage.names(FOLDER)
+    return [_read(storage, name, names) for name in names if name.endswith(".json")]
 
 
 @contextmanager
 def take(storage: Storage, *, who: str, note: Note | Callable[[], Note]) -> Iterator[Lease]:
     """Makes this process the one writer of `storage` for the length of the block.
 
-    `who` says what it is, for others' errors; `note` (or what it returns at the last moment) is
-    kept in the record. Raises ConfigError where somebody else is at work; that may take BEAT_SEC
-    to see. Where the last holder does not move it takes LEASE_SEC.
+    `who` says what it is, for others' errors; `note` (or what it returns, once the last holder is
+    fenced off) is kept beside the record. Raises ConfigError where somebody else is at work; that
+    may take BEAT_SEC to see. Where the last holder does not move it takes LEASE_SEC.
     """
     while True:
         names = [name for name in storage.names(FOLDER) if name.endswith(".json")]
         last = _read(storage, names[-1]) if names else None
         if last is not None:
             _wait_for_the_end(storage, last)
-        taken = note() if callable(note) else note
-        record = Record((last.token if last else 0) + 1, dict(taken), Owner.this(who))
-        if storage.create(_file(record.token), json.dumps(asdict(record), indent=1).encode()):
+        record = Record((last.token if last else 0) + 1, Owner.this(who))
+        taken = json.dumps({"token": record.token, "owner": asdict(record.owner)}, indent=1)
+        if storage.create(_file(record.token), taken.encode()):
             break
     lease = Lease(storage, record)
     beating = threading.Thread(target=lease._keep_beating, name="lease", daemon=True)
     beating.start()
     try:
+        # Not before the lease was taken: what the last holder still writes in between would be
+        # void, and its newest checkpoints with it.
+        noted = note() if callable(note) else note
+        if noted:
+            storage.write(_note(record.token), json.dumps(dict(noted)).encode())
         yield lease
     finally:
         lease._over.set()
@@ -186,13 +195,20 @@ def _last_beat(storage: Storage, token: int) -> bytes:
         return b""
 
 
-def _read(storage: Storage, name: str) -> Record:
+def _read(storage: Storage, name: str, names: Collection[str] = ()) -> Record:
+    """A record; with its note, where that is among `names`."""
     record = json.loads(storage.read(name))
-    return Record(record["token"], record["note"], Owner(**record["owner"]))
+    token, owner = record["token"], Owner(**record["owner"])
+    noted = _note(token) in names
+    return Record(token, owner, json.loads(storage.read(_note(token))) if noted else {})
 
 
 def _file(token: int) -> str:
     return f"{FOLDER}/{token:06d}.json"
+
+
+def _note(token: int) -> str:
+    return f"{FOLDER}/{token:06d}.note"
 
 
 def _beat(token: int) -> str:

@@ -198,7 +198,7 @@ class Run:
         """Whether a tick at an nimg, by the writer of a token, came after another had taken over:
         past where that one found the journal.
         """
-        writers = records(self.storage)
+        writers = [writer for writer in records(self.storage) if writer.note]
         return lambda nimg, token: any(
             writer.token > token and nimg > writer.note["journalled"] for writer in writers
         )

@@ -5,8 +5,9 @@ model says.
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from statistics import mean
+from collections.abc import Iterable
 
 from tests.chaos.ours import Ours
 from tests.chaos.scene import Scene
@@ -16,6 +17,7 @@ from tests.chaos.stand import Stand
 KINDS = ["SIGKILL rank 0", "SIGKILL rank 1", "SIGSTOP a rank", "SIGKILL driver", "SIGTERM driver"]
 TRIAL_KIMG = 16
 TOLERANCE = 0.1
+OUTAGE_SEC, LEAST_SHARE = 20.0, 0.2  # of a fault, and of the time: for how long a game to plan
 
 
 class TimedScene(Scene):
@@ -49,7 +51,8 @@ class TimedScene(Scene):
 
 def soak(stand: Stand, options: argparse.Namespace) -> int:
     """Plays an undisturbed run, then the same under faults; 0 where all is right."""
-    kimg = options.minutes * 60 * rate_kimg(stand, options.patience) * expected(options.mttf, 20)
+    share = max(LEAST_SHARE, model(options.mttf, OUTAGE_SEC))
+    kimg = options.minutes * 60 * rate_kimg(stand, options.patience) * share
     settings = (
         f"turns.total_kimg={kimg:.3f}",
         "tracking.tick_kimg=0.512",
@@ -67,13 +70,18 @@ def soak(stand: Stand, options: argparse.Namespace) -> int:
     assert scene.first_tick is not None
     wall_sec = scene.last_tick - scene.first_tick
     recovered = [one.recovered_sec for one in scene.struck if one.recovered_sec is not None]
-    downtime_sec = mean(recovered) if recovered else 0.0
-    # What was replayed counts in seconds_to_recover already: it ends past the fault's own tick.
+    outage_sec = outage(
+        (moment, one.recovered_sec)
+        for one, moment in zip(scene.struck, scene.moments, strict=True)
+        if one.recovered_sec is not None
+    )
+    # What was replayed is in the outages already: they end past the fault's own tick.
     goodput = undisturbed_sec / wall_sec
-    said = expected(wall_sec / max(1, len(scene.struck)), downtime_sec)
+    faults = max(1, len(scene.struck))
+    said = model(wall_sec / faults, outage_sec / faults)
     print(
-        f"soak: {len(scene.struck)} faults in {wall_sec:.0f} s ({len(recovered)} recovered, on "
-        f"average after {downtime_sec:.1f} s, replay included); undisturbed "
+        f"soak: {len(scene.struck)} faults in {wall_sec:.0f} s, {len(recovered)} recovered; "
+        f"{outage_sec:.0f} s without progress, replay included; undisturbed "
         f"{undisturbed_sec:.0f} s; goodput {goodput:.3f}, the model says {said:.3f}"
     )
     for line in wrong:
@@ -81,11 +89,22 @@ def soak(stand: Stand, options: argparse.Namespace) -> int:
     return int(bool(wrong) or abs(goodput - said) > TOLERANCE)
 
 
-def expected(mttf_sec: float, recovery_sec: float) -> float:
-    """1 - recovery / MTTF, where the recovery ends when the run is as far as it had been: what
-    the formula 1 - (interval / 2 + recovery) / MTTF writes as its two parts.
+def model(mttf_sec: float, outage_sec: float) -> float:
+    """1 - outage / MTTF, where an outage ends when the run is as far as it had been: what the
+    formula 1 - (interval / 2 + recovery) / MTTF writes as its two parts.
     """
-    return max(0.2, 1 - recovery_sec / mttf_sec)
+    return 1 - outage_sec / mttf_sec
+
+
+def outage(spans: Iterable[tuple[float, float]]) -> float:
+    """Seconds that (start, length) cover together: a fault that strikes while the run recovers
+    from another costs what it adds.
+    """
+    covered, until = 0.0, -math.inf
+    for start, length in sorted(spans):
+        covered += max(0.0, start + length - max(start, until))
+        until = max(until, start + length)
+    return covered
 
 
 def timed(stand, name, settings, moments, patience) -> TimedScene:

@@ -101,7 +101,15 @@ def test_a_killed_holder_of_this_machine_is_replaced_at_once(storage, monkeypatc
         holder.send_signal(signal.SIGKILL)  # and its parent does not even bury it
         os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
         begun = time.monotonic()
-        with take(storage, who="the next", note=lambda: {"journalled": 9}) as mine:
+
+        def found() -> dict[str, int]:
+            """By now nothing more comes of the last one, so that nothing it wrote is in vain."""
+            with pytest.raises(FencedError):
+                check_token(storage, 1)
+            assert [record.note for record in records(storage)] == [{"journalled": 7}, {}]
+            return {"journalled": 9}
+
+        with take(storage, who="the next", note=found) as mine:
             assert mine.token == 2
             mine.check()
         assert time.monotonic() - begun < 5
