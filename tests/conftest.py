@@ -27,6 +27,11 @@ from pipeline.dataset import ShardSet
 from pipeline.shards import write_shards
 from tests.pipeline.servers import BUCKET, S3, Missing, make_bucket, or_skip, s3
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as cores: their threads would wait for each other's, spinning, and small
+    # games would take four times as long.
+    torch.set_num_threads(1)
+
 # A busy machine is no failure: no test is held to a time for one example.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")

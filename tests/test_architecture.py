@@ -16,6 +16,7 @@ DOORS = {  # vendor: the only modules that may import it
     "ray": {
         "pipeline.cluster",
         "pipeline.job_server",
+        "pipeline.meeting",
         "pipeline.nodes",
         "pipeline.preflight.head",
         "pipeline.worker",

@@ -21,9 +21,11 @@ from gan.config import (
     ObjectiveName,
     PenaltyMethod,
     Policy,
+    Sample,
     TurnsConfig,
+    check_sample,
 )
-from tests.gan.play import new_game, play_rounds
+from tests.gan.play import SHAPE, new_game, play_rounds
 
 NETWORKS = st.sampled_from(get_args(Network))
 OPTIMIZERS = {"optimizer": st.sampled_from(["adam", "adamw", "rmsprop", "sgd"])}
@@ -120,6 +122,7 @@ def test_any_game_is_refused_with_reasons_or_goes_on_bit_for_bit_wherever_it_was
             augment=AugmentConfig(**augment),
             turns=TurnsConfig(batch_size=4, total_kimg=1, **turns),
         )
+        check_sample(config, Sample(SHAPE, num_classes=2))
     except ConfigError as error:
         for mistake in error.mistakes:
             assert any(word in mistake for word in ("got", "needs", "plays")), mistake
