@@ -339,7 +339,7 @@ def test_a_search_an_evaluation_and_a_promotion_are_jobs_too(cluster):
     assert "200 images against" in judged
     name = registered[1].removesuffix("-candidates")
     (cluster.folder / "strict.toml").write_text("min_coverage = 0.999\n")
-    gate = ("--images=200", "--max-images=400", "--rules=strict.toml", *where)
+    gate = ("--images=400", "--max-images=400", "--rules=strict.toml", *where)
     rejected = cluster.start("submit", "promote", name, *gate)
     output, errors = rejected.communicate(timeout=DEADLINE_SEC)
     assert rejected.returncode == 3, output + errors
