@@ -26,7 +26,9 @@ from tests.conftest import small_game
 from tests.gan.play import new_game, play_rounds
 
 ALL = tuple(POLICIES)
-OF_GREYS = tuple(name for name in ALL if name != "hue")  # what images of one channel may have
+OF_GREYS: tuple[Policy, ...] = tuple(
+    name for name in POLICIES if name != "hue"
+)  # what images of one channel may have
 
 
 def uniforms(count: int = 6) -> torch.Tensor:

@@ -412,7 +412,7 @@ def test_a_head_elsewhere_that_asks_for_no_token_is_refused(tmp_path):
             self.end_headers()
             self.wfile.write(b'{"version": "4"}')
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     with HTTPServer((own[0], 0), Open) as server:

@@ -62,6 +62,7 @@ def two_nodes(s3_uri, monkeypatch) -> Iterator[tuple[str, Path]]:
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+        assert cluster.head_node is not None
         yield str(cluster.address), Path(str(cluster.head_node.get_logs_dir_path()))
     finally:
         cluster.shutdown()
