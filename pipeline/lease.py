@@ -79,8 +79,8 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One lease that was taken, and what its taker noted; {} where it did not come to that, and
-    then it never wrote either.
+    """One lease that was taken, and what its taker noted; {} where it had nothing to note, or did
+    not come to it: notes are made before anything is written.
     """
 
     token: int

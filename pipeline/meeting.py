@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import psutil
 import ray.util
+
+import psutil  # isort: skip  (after ray, which brings it)
 from ray.train.torch import TorchConfig
 
 INTERFACE = "GLOO_SOCKET_IFNAME"

@@ -19,6 +19,7 @@ from tests.chaos.ours import curves_differ, points_differ, weights_differ
 from tests.chaos.proxy import Proxy
 from tests.chaos.scene import seconds_to_recover
 from tests.chaos.schedule import EARLIEST, LATEST, exponential, schedule
+from tests.chaos.soak import model, outage
 
 
 def test_a_schedule_is_a_function_of_its_seed():
@@ -53,6 +54,14 @@ def test_a_hundred_faults_are_of_all_kinds_as_often_as_they_weigh():
     for name, kind in every.items():
         # In each shuffled round exactly its weight, and the last round may be cut anywhere.
         assert abs(counts[name] - share * kind.weight) <= kind.weight
+
+
+def test_outages_that_overlap_are_counted_once():
+    assert outage([]) == 0
+    assert outage([(30, 5), (0, 10)]) == 15
+    assert outage([(5, 10), (0, 10), (30, 5)]) == 20  # struck again while it recovered
+    assert outage([(0, 10), (2, 3)]) == 10  # the second was over first
+    assert model(100, outage([(0, 10), (50, 30)]) / 2) == pytest.approx(0.8)
 
 
 def test_every_fault_has_a_stage():

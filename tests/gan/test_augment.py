@@ -26,9 +26,8 @@ from tests.conftest import small_game
 from tests.gan.play import new_game, play_rounds
 
 ALL = tuple(POLICIES)
-OF_GREYS: tuple[Policy, ...] = tuple(
-    name for name in POLICIES if name != "hue"
-)  # what images of one channel may have
+# What images of one channel may have.
+OF_GREYS: tuple[Policy, ...] = tuple(name for name in POLICIES if name != "hue")
 
 
 def uniforms(count: int = 6) -> torch.Tensor:
