@@ -35,6 +35,8 @@ from pipeline.verified import read_against_checksums
 
 SHARD_BYTES = 64 * 2**20  # of pixels, before they are encoded
 MAX_MAPS = 4096  # shards mapped at a time; the kernel allows a process 65,530
+SMALL_BYTES = 8192  # an image of 32 px and its like
+IMAGES_PER_SHARD = 16  # at least, that are gathered together
 USED_SEC = 60.0  # how often a mapped shard of the cache is said to be in use
 
 
@@ -216,7 +218,13 @@ class ShardReader:
             return torch.from_numpy(pixels.reshape(-1, *shape[1:]).take(rows, axis=0))
         if not maps:
             return torch.empty(shape, dtype=torch.uint8)
-        # Slices of memory joined are a third faster than fancy indexing, which copies twice.
+        if size <= SMALL_BYTES and len(maps) * IMAGES_PER_SHARD <= len(rows):
+            # Fancy indexing copies twice, which costs a small image less than an object of its own.
+            taken = np.empty(len(rows), np.dtype((np.void, size)))
+            for number, pixels in maps.items():
+                here = np.flatnonzero(which == number)
+                taken[here] = pixels.view(taken.dtype).take(rows[here])
+            return torch.from_numpy(taken.view(np.uint8)).view(shape)
         memory = {number: pixels.data for number, pixels in maps.items()}
         starts = rows * size
         places = zip(shards, starts.tolist(), (starts + size).tolist(), strict=True)

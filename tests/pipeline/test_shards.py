@@ -18,12 +18,19 @@ from pipeline.shards import ShardReader, ShardWriter, verify_shards, write_shard
 from tests.conftest import striped_images
 
 
-def test_images_and_labels_come_back_in_any_order_across_shards(tmp_path, monkeypatch):
+# A batch of few images from many shards, of many from few, of small and of large images: each is
+# gathered in another way.
+@pytest.mark.parametrize("times", [1, 30])
+@pytest.mark.parametrize("small_bytes", [0, shards_module.SMALL_BYTES])
+def test_images_and_labels_come_back_in_any_order_across_shards(
+    tmp_path, monkeypatch, times, small_bytes
+):
     monkeypatch.setattr(shards_module, "SHARD_BYTES", 64 * 3 * 7)  # 7 images a shard
+    monkeypatch.setattr(shards_module, "SMALL_BYTES", small_bytes)
     images = list(striped_images(30, channels=3))
     made = write_shards(str(tmp_path), images, classes=("a", "b"), origin={})
     assert [s.num_images for s in made.shards] == [7, 7, 7, 7, 2]
-    numbers = np.array([29, 0, 6, 7, 13, 14, 0])
+    numbers = np.array([29, 0, 6, 7, 13, 14, 0] * times)
     pixels, labels = ShardReader(open_shards(str(tmp_path))).take(numbers)
     for row, number in enumerate(numbers):
         np.testing.assert_array_equal(pixels[row].permute(1, 2, 0).numpy(), images[number][0])
