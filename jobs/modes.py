@@ -88,11 +88,7 @@ def command(mixture, overrides, seeds, first_seed, looks, processes, output) -> 
     click.echo(f"{'':<22}{'modes':>10}{'KL (nats)':>11}{GOOD[mixture]:>14}")
     _row("real samples", floor(mixture))
     numbers = range(first_seed, first_seed + seeds)
-    played = sorted(_play_all(mixture, game, numbers, looks, processes), key=lambda p: p.seed)
-    for one in played:
-        for nimg, modes in one.course[:-1]:
-            _row(f"seed {one.seed} at {nimg / 1000:g}", modes)
-        _row(f"seed {one.seed}", one.end)
+    played = _play_all(mixture, game, numbers, looks, processes)
     every = sum(one.end.found == one.end.of for one in played)
     click.echo(f"all modes in {every} of {len(played)} games")
     words, rows = PUBLISHED[mixture]
@@ -114,25 +110,39 @@ def _row(who: str, modes: Modes) -> None:
     click.echo(f"{who:<22}{found:>10}{modes.reverse_kl:>11.3f}{modes.good:>13.1%} ".rstrip())
 
 
+def _looked(seed: int, total: int, nimg: int, modes: Modes) -> None:
+    _row(f"seed {seed}" + (f" at {nimg / 1000:g}" if nimg < total else ""), modes)
+
+
 def _play_all(
     mixture: Mixture, game: GameConfig, seeds: range, looks: int, processes: int
 ) -> list[Played]:
-    """Every seed's game; the bar is of games where several go on at a time, else of images."""
+    """Every seed's game, printed as it goes; where several go on at a time, as they end, and the
+    bar is of games.
+    """
     from pipeline.mode_games import play
 
+    total = game.turns.total_nimg
     with Progress() as progress:
         if processes == 1:
             return [
                 play(
-                    mixture, game, seed=seed, looks=looks, heard=partial(progress, f"seed {seed}")
+                    mixture,
+                    game,
+                    seed=seed,
+                    looks=looks,
+                    heard=partial(progress, f"seed {seed}"),
+                    looked=partial(_looked, seed, total),
                 )
                 for seed in seeds
             ]
         # Spawned: a forked process would inherit torch's threads in whatever state they are.
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             jobs = [pool.submit(_alone, mixture, game, seed, looks) for seed in seeds]
-            for done, _ in enumerate(as_completed(jobs), 1):
+            for done, job in enumerate(as_completed(jobs), 1):
                 progress("games", done, len(jobs))
+                for look in job.result().course:
+                    _looked(job.result().seed, total, *look)
             return [job.result() for job in jobs]
 
 

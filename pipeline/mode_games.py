@@ -30,6 +30,7 @@ NUM_DIGITS = 10
 NUM_SHOWN = 64
 BLOCK = 500  # stacks that are drawn and classified at once
 Heard = Callable[[int, int], None]  # images that D saw, of how many
+Looked = Callable[[int, Modes], None]  # images that D saw, and what was found then
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,10 @@ def play(
     seed: int,
     looks: int = 1,
     heard: Heard = lambda nimg, total: None,
+    looked: Looked = lambda nimg, modes: None,
 ) -> Played:
     """Plays one game on the mixture in this process, and looks at G_ema `looks` times, evenly, the
-    last time at its end. Real samples are drawn anew for every batch.
+    last time at its end; `looked` is told each time. Real samples are drawn anew for every batch.
     """
     source = mixture(name)
     game = Game(config, source.sample, seed=seed)
@@ -136,6 +138,7 @@ def play(
         if moment.nimg >= min(total, every * (len(course) + 1)):
             samples = _forged(game, source.num_samples)
             course.append((moment.nimg, source.modes(samples)))
+            looked(*course[-1])
     return Played(seed, tuple(course), source.shown(samples))
 
 

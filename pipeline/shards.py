@@ -219,7 +219,7 @@ class ShardReader:
         if not maps:
             return torch.empty(shape, dtype=torch.uint8)
         if size <= SMALL_BYTES and len(maps) * IMAGES_PER_SHARD <= len(rows):
-            # Fancy indexing copies twice, which costs a small image less than an object of its own.
+            # Fancy indexing copies twice, which costs a small image less than its own object.
             taken = np.empty(len(rows), np.dtype((np.void, size)))
             for number, pixels in maps.items():
                 here = np.flatnonzero(which == number)
