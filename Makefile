@@ -31,9 +31,9 @@ check: install  ## format, lint, types, architecture
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-test: install  ## all that must hold; what needs Ray or servers one after the other
+test: install  ## all that must hold; of what needs Ray or servers two files at a time
 	$(BIN)/python -m pytest -m "not slow" -n auto
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
 test-fast: install  ## without Ray, servers and other processes
 	$(BIN)/python -m pytest -m "not slow" -n auto

@@ -37,6 +37,16 @@ settings.register_profile("house", deadline=None)
 settings.load_profile("house")
 
 
+LONGEST_FIRST = ("test_two_nodes.py", "test_chaos.py", "test_submit.py")  # minutes each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes begin first: at the end the others would wait for them alone."""
+    last = len(LONGEST_FIRST)
+    rank = {name: at for at, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, last))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Each test draws the same random numbers, whatever ran before it in its process."""
