@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context
@@ -65,13 +66,17 @@ PROTOCOL = {
 @click.option(
     "--processes", type=click.IntRange(1), default=1, show_default=True, help="Games at a time."
 )
+@click.option(
+    "--keep", metavar="DIR",
+    help="Where games are kept as they go: the same command goes on after a kill.",
+)  # fmt: skip
 @click.option("-o", "--output", type=click.Path(), help="A PNG of the first game's samples.")
-def command(mixture, overrides, seeds, first_seed, looks, processes, output) -> None:
+def command(mixture, overrides, seeds, first_seed, looks, processes, keep, output) -> None:
     """Play games on a mixture of known modes, and count the modes found.
 
     Overrides name settings as an experiment file does: objective.name=hinge turns.total_kimg=2000.
     Ring and grid are minutes on a laptop's CPU; `stacked` needs hours there to end as published
-    tables do.
+    tables do, so give it a --keep.
     """
     from gan.config import ConfigError, check_sample
     from pipeline.experiment_file import load_experiment
@@ -88,7 +93,8 @@ def command(mixture, overrides, seeds, first_seed, looks, processes, output) -> 
     click.echo(f"{'':<22}{'modes':>10}{'KL (nats)':>11}{GOOD[mixture]:>14}")
     _row("real samples", floor(mixture))
     numbers = range(first_seed, first_seed + seeds)
-    played = _play_all(mixture, game, numbers, looks, processes)
+    places = {seed: keep and f"{keep.rstrip('/')}/{mixture}-{seed}" for seed in numbers}
+    played = _play_all(mixture, game, places, looks, processes)
     every = sum(one.end.found == one.end.of for one in played)
     click.echo(f"all modes in {every} of {len(played)} games")
     words, rows = PUBLISHED[mixture]
@@ -115,10 +121,14 @@ def _looked(seed: int, total: int, nimg: int, modes: Modes) -> None:
 
 
 def _play_all(
-    mixture: Mixture, game: GameConfig, seeds: range, looks: int, processes: int
+    mixture: Mixture,
+    game: GameConfig,
+    places: Mapping[int, str | None],
+    looks: int,
+    processes: int,
 ) -> list[Played]:
-    """Every seed's game, printed as it goes; where several go on at a time, as they end, and the
-    bar is of games.
+    """The game of every seed, kept in its place and printed as it goes; where several go on at a
+    time, printed as they end, and the bar is of games.
     """
     from pipeline.mode_games import play
 
@@ -133,12 +143,16 @@ def _play_all(
                     looks=looks,
                     heard=partial(progress, f"seed {seed}"),
                     looked=partial(_looked, seed, total),
+                    keep=place,
                 )
-                for seed in seeds
+                for seed, place in places.items()
             ]
         # Spawned: a forked process would inherit torch's threads in whatever state they are.
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(_alone, mixture, game, seed, looks) for seed in seeds]
+            jobs = [
+                pool.submit(_alone, mixture, game, seed, looks, place)
+                for seed, place in places.items()
+            ]
             for done, job in enumerate(as_completed(jobs), 1):
                 progress("games", done, len(jobs))
                 for look in job.result().course:
@@ -146,11 +160,11 @@ def _play_all(
             return [job.result() for job in jobs]
 
 
-def _alone(mixture: Mixture, game: GameConfig, seed: int, looks: int) -> Played:
+def _alone(mixture: Mixture, game: GameConfig, seed: int, looks: int, place: str | None) -> Played:
     """A game on one thread, as one of several."""
     import torch
 
     from pipeline.mode_games import play
 
     torch.set_num_threads(1)
-    return play(mixture, game, seed=seed, looks=looks)
+    return play(mixture, game, seed=seed, looks=looks, keep=place)

@@ -19,6 +19,7 @@ from gan.modes import Modes, grid, of_classes, of_points, ring
 from gan.randomness import generator, latents
 from gan.sampling import to_uint8
 from pipeline.extractors import shipped
+from pipeline.kept_course import KeptCourse
 from pipeline.sources.embedded import open_embedded
 from pipeline.sources.source import Scratch
 from pipeline.trained_extractor import load_classifier
@@ -121,31 +122,47 @@ def play(
     looks: int = 1,
     heard: Heard = lambda nimg, total: None,
     looked: Looked = lambda nimg, modes: None,
+    keep: str | None = None,
 ) -> Played:
     """Plays one game on the mixture in this process, and looks at G_ema `looks` times, evenly, the
     last time at its end; `looked` is told each time. Real samples are drawn anew for every batch.
+
+    In `keep`, a folder or s3:// prefix, the game goes on where a killed process left it; what was
+    looked at before is told again. Raises ConfigError where it holds another game.
     """
     source = mixture(name)
     game = Game(config, source.sample, seed=seed)
+    kept = None if keep is None else KeptCourse(keep, name, config, seed=seed, looks=looks)
     total = config.turns.total_nimg
     every = -(-total // looks)
     tick = max(1, min(every, total // 100))
-    course: list[tuple[int, Modes]] = []
-    samples = torch.empty(0)
-    batches = _batches(source, batch_size=config.turns.batch_size, seed=seed)
+    course = [] if kept is None else kept.take_up(game)
+    for look in course:
+        looked(*look)
+    samples = None
+    batches = _batches(
+        source, batch_size=config.turns.batch_size, seed=seed, first=game.num_batches
+    )
     for moment in training(game, batches, until_nimg=total, tick_nimg=tick):
         heard(moment.nimg, total)
+        samples = None
         if moment.nimg >= min(total, every * (len(course) + 1)):
             samples = _forged(game, source.num_samples)
             course.append((moment.nimg, source.modes(samples)))
             looked(*course[-1])
+        if kept is not None:
+            kept.put(game, course, now=moment.nimg >= total)
+    if kept is not None:
+        kept.wait()
+    if samples is None:  # it had been played to its end before
+        samples = _forged(game, source.num_samples)
     return Played(seed, tuple(course), source.shown(samples))
 
 
 def _batches(
-    source: PointMixture | StackMixture, *, batch_size: int, seed: int
+    source: PointMixture | StackMixture, *, batch_size: int, seed: int, first: int
 ) -> Iterator[Batch]:
-    number = 0
+    number = first
     while True:
         yield Batch(source.draw(batch_size, generator(seed, "modes/real", number)))
         number += 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from gan.config import (
+    ConfigError,
     DiscriminatorConfig,
     EmaConfig,
     GameConfig,
@@ -17,6 +21,7 @@ from gan.config import (
 )
 from jobs.__main__ import forger
 from pipeline.mode_games import StackMixture, floor, play
+from tests.pipeline.desk import ROOT, clean_environment
 
 
 def small(total_kimg: float = 2.0, **changes) -> GameConfig:
@@ -68,6 +73,45 @@ def test_a_game_is_looked_at_in_its_course_and_is_its_seeds_alone():
     assert played.course == again.course
     other = play("ring", small(), seed=4)
     assert not torch.equal(played.samples, other.samples)
+
+
+def test_a_killed_game_goes_on_to_the_same_end_and_is_not_played_twice(tmp_path: Path):
+    whole = play("ring", small(), seed=3, looks=4)
+    keep = str(tmp_path / "ring-3")
+    code = f"""
+import os, signal, torch
+from pipeline import kept_course
+from pipeline.mode_games import play
+from tests.pipeline.test_mode_games import small
+
+def heard(nimg, total):
+    if nimg > 1200:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+kept_course.KEPT_SEC = 0.0
+torch.set_num_threads({torch.get_num_threads()})
+play("ring", small(), seed=3, looks=4, heard=heard, keep={keep!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean_environment())
+    assert killed.returncode == -signal.SIGKILL
+
+    def again() -> list[int]:
+        ticks: list[int] = []
+        looks: list[int] = []
+        played = play(
+            "ring", small(), seed=3, looks=4, keep=keep,
+            heard=lambda nimg, total: ticks.append(nimg),
+            looked=lambda nimg, modes: looks.append(nimg),
+        )  # fmt: skip
+        assert torch.equal(played.samples, whole.samples)
+        assert played.course == whole.course
+        assert looks == [500, 1000, 1500, 2000]
+        return ticks
+
+    assert min(again()) > 1000
+    assert not again()  # there is nothing left to play
+    with pytest.raises(ConfigError, match="other settings, seed or looks"):
+        play("ring", small(), seed=4, looks=4, keep=keep)
 
 
 def test_the_command_prints_the_floor_the_games_and_the_published_table(tmp_path: Path):

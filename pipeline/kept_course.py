@@ -1,0 +1,78 @@
+"""A game of hours on a mixture, kept in a folder: where it stands, and what its looks found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict
+
+from gan.config import ConfigError, GameConfig
+from gan.game import Game
+from gan.modes import Modes
+from pipeline.checkpoint import CheckpointWriter, Standing, latest_checkpoint, standings
+from pipeline.storage import open_storage
+
+COURSE = "course.json"
+KEPT_SEC = 60.0  # what a kill may cost
+Course = list[tuple[int, Modes]]
+
+
+class KeptCourse:
+    """One game's place: a checkpoint and the course up to it, the same game again goes on there.
+
+    Raises ConfigError where the folder holds another game.
+    """
+
+    def __init__(self, uri: str, mixture: str, config: GameConfig, *, seed: int, looks: int):
+        self._storage = open_storage(uri)
+        told = [mixture, asdict(config), seed, looks]
+        self._digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        if {standing.experiment_digest for standing in standings(self._storage)} - {self._digest}:
+            raise ConfigError(
+                [
+                    f"{uri} keeps a game of other settings, seed or looks; "
+                    "repeat the command that began it, or name another folder"
+                ]
+            )
+        self._writer = CheckpointWriter(self._storage, keep=2)
+        self._written = time.monotonic()
+
+    def take_up(self, game: Game) -> Course:
+        """Puts the game where it stood and returns its course until then; a new game where nothing
+        was kept.
+        """
+        checkpoint = latest_checkpoint(self._storage)
+        if checkpoint is None:
+            return []
+        game.load_state_dict(checkpoint.state)
+        rows = json.loads(self._storage.read(COURSE))
+        return [
+            (row["nimg"], Modes(row["found"], row["of"], _float(row["kl"]), row["good"]))
+            for row in rows
+            if row["nimg"] <= game.nimg
+        ]
+
+    def put(self, game: Game, course: Course, *, now: bool) -> None:
+        """Keeps the game as it stands: at once, or where the last time was KEPT_SEC ago."""
+        if not now and time.monotonic() - self._written < KEPT_SEC:
+            return
+        rows = [
+            {"nimg": nimg, "found": modes.found, "of": modes.of, "good": modes.good}
+            | {"kl": modes.reverse_kl if math.isfinite(modes.reverse_kl) else None}
+            for nimg, modes in course
+        ]
+        # First: a checkpoint without the looks before it would lose them.
+        self._storage.write(COURSE, json.dumps(rows, indent=1).encode())
+        standing = Standing(nimg=game.nimg, experiment_digest=self._digest)
+        self._writer.publish(standing, game.state_dict())
+        self._written = time.monotonic()
+
+    def wait(self) -> None:
+        """Returns once all is written."""
+        self._writer.wait()
+
+
+def _float(kl: float | None) -> float:
+    return math.inf if kl is None else kl
