@@ -241,9 +241,12 @@ class _Attempts:
     def _failed(self, error: BaseException, *, number: int) -> None:
         """Says what happened, and waits before the next attempt. Raises where there is none."""
         failure = first_failure(error)
-        reason = self._reason(failure, number=number)
-        free_reservations()
+        reason, stacks = self._reason(failure, number=number)
+        # Before the stacks that it names, and before Ray is asked for anything: where this
+        # machine's raylet died, Ray may end this process at any moment.
         self.events.add("lost", why=reason)
+        self._keep(stacks)
+        free_reservations()
         if self.stopping:
             return
         gone = draining_nodes() | silent_nodes()
@@ -263,23 +266,29 @@ class _Attempts:
         while time.monotonic() < until and not self.stopping:
             self._step()
 
-    def _reason(self, failure: Failure, *, number: int) -> str:
-        """Why the attempt failed, in one line; nothing of it runs on any more."""
+    def _reason(self, failure: Failure, *, number: int) -> tuple[str, dict[str, str]]:
+        """Why the attempt failed, in one line, and the stacks it names; nothing of the attempt
+        runs on any more.
+        """
         folder = stacks_folder(self.run.storage.uri)
         left = clear_away(self.crew, folder=folder, prefix=stacks_prefix(self.token, number))
         seen = hung_or_crashed(left.stacks)
-        reason = str(failure)
+        reason, named = str(failure), dict[str, str]()
         if seen is not None and failure.kind not in (Kind.FINAL, Kind.MEMORY, Kind.RAISED):
-            what, kind = seen
+            (what, kind), named = seen, left.stacks
             hung = f" for {self.cluster.hang_sec:g} s" if kind is Kind.FROZEN else ""
-            reason = f"{what}{hung}; its stacks: {', '.join(self._keep(left.stacks))}"
+            places = ", ".join(f"{self.run.storage.uri}/{HANGS}/{name}" for name in named)
+            reason = f"{what}{hung}; its stacks: {places}"
         for frozen in left.frozen:
             reason = f"process {frozen.pid} on {frozen.address} was frozen; {reason}"
-        return reason
+        return reason, named
 
-    def _keep(self, stacks: dict[str, str]) -> list[str]:
-        """Where the stacks are to be read: in the run's own folder."""
-        if not isinstance(self.run.storage, Folder):  # else they were written there
+    def _keep(self, stacks: dict[str, str]) -> None:
+        """Puts the stacks into the run's own folder, where that is elsewhere."""
+        if isinstance(self.run.storage, Folder):  # they were written there
+            return
+        try:
             for name, text in stacks.items():
                 self.run.storage.write(f"{HANGS}/{name}", text.encode())
-        return [f"{self.run.storage.uri}/{HANGS}/{name}" for name in stacks]
+        except StorageError as error:  # the run itself may go on
+            log.warning("stacks of workers could not be kept: %s", error)

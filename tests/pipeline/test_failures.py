@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,11 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from gan.config import ConfigError
+from pipeline import fits
+from pipeline.data_config import DataConfig
+from pipeline.experiment import Experiment
 from pipeline.failures import Budget, Failure, Kind, first_failure, hung_or_crashed
+from pipeline.nodes import Left
 from pipeline.storage import StorageError
 
 WORKER = "Worker info: Worker(metadata=ActorMetadata(node_ip='10.0.0.7', pid=4549,))"
@@ -101,3 +107,32 @@ def test_the_pause_doubles_to_half_a_minute_with_jitter():
         pauses.append(budget.wait_sec(dice))
     for pause, longest in zip(pauses, [0, 1, 2, 4, 8, 16, 30, 30, 30, 30], strict=True):
         assert longest / 2 <= pause <= longest
+
+
+def test_a_loss_is_noted_before_its_stacks_and_before_ray_is_asked_for_anything(monkeypatch):
+    """Where this machine's raylet died, Ray ends the driver as soon as it is asked."""
+    done: list[str] = []
+    storage = SimpleNamespace(
+        uri="s3://bucket/runs/one",
+        names=lambda prefix="": [],
+        write=lambda *file: done.append(file[0]),
+    )
+    run: Any = SimpleNamespace(
+        experiment=Experiment(name="one", data=DataConfig(shards="none")), storage=storage
+    )
+    stacks = {"1-2-0.txt": "stacks"}
+    monkeypatch.setattr(fits, "clear_away", lambda *_, **__: Left((), stacks))
+
+    def ended() -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(fits, "free_reservations", ended)
+    events: Any = SimpleNamespace(add=lambda kind, why: done.append(why))
+    unused: Any = None
+    attempts = fits._Attempts(run, unused, 1, unused, unused, unused, events, unused)
+    with pytest.raises(SystemExit):
+        attempts._failed(RuntimeError("it hung"), number=2)
+    assert done == [
+        "worker 0 made no progress for 300 s; its stacks: s3://bucket/runs/one/hangs/1-2-0.txt",
+        "hangs/1-2-0.txt",
+    ]
