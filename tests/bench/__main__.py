@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -23,37 +25,38 @@ from tests.bench.rounds import (
 from tests.ranks import run_ranks
 
 BATCHES = (64, 256)
-FAMILIES: tuple[tuple[Network, int], ...] = (
-    ("mlp", 256),
-    ("resnet", 32),
-    ("r3gan", 32),
-    ("stylegan2", 8),
+GAMES: tuple[tuple[Network, int, int], ...] = (  # network, width, batch
+    ("dcgan", 16, 64),
+    ("dcgan", 32, 64),
+    ("mlp", 256, 32),
+    ("resnet", 32, 32),
+    ("r3gan", 32, 32),
+    ("stylegan2", 8, 32),
 )
+WAYS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "compiled": {"compiled": True},
+    "bfloat16": {"precision": "bfloat16"},
+}
 
 
 def step() -> None:
-    """One round of ours against the textbook loop: same networks, batch and core."""
+    """One round of ours, each way, against the textbook loop in float32: same networks, batch and
+    core.
+    """
     torch.set_num_threads(1)
-    for width in (16, 32):
-        config = digits_game(width=width, plain=True)
-        show(
-            f"round, width {width}, float32: textbook / ours",
-            compare(bare_rounds(config), textbook_rounds(config)),
+    emulated = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for network, width, batch_size in GAMES:
+        game = partial(
+            digits_game, network=network, width=width, batch_size=batch_size, plain=True
         )
-    for network, width in FAMILIES:
-        config = digits_game(network=network, width=width, batch_size=32, plain=True)
-        show(
-            f"round, {network} of width {width}, batch 32: textbook / ours",
-            compare(bare_rounds(config), textbook_rounds(config), pairs=9, count=4),
-        )
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        print("round in bfloat16: not measured, this processor only emulates it")
-        return
-    low = digits_game(width=32, plain=True, precision="bfloat16")
-    show(
-        "round, width 32, bfloat16: textbook in float32 / ours",
-        compare(bare_rounds(low), textbook_rounds(digits_game(width=32, plain=True))),
-    )
+        textbook = textbook_rounds(game())
+        for way, how in WAYS.items():
+            what = f"round, {network} of width {width}, batch {batch_size}, {way}: textbook / ours"
+            if way == "bfloat16" and emulated:
+                print(f"{what}: not measured, this processor only emulates it", flush=True)
+            else:
+                show(what, compare(bare_rounds(game(**how)), textbook, pairs=9, count=6))
 
 
 def workers() -> None:
@@ -120,7 +123,7 @@ def forger_images_per_second(workers: int) -> float:
 def show(what: str, ratio: tuple[float, float, float]) -> None:
     """One line of the table."""
     middle, low, high = ratio
-    print(f"{what:<60} {middle:.2f}  ({low:.2f} to {high:.2f})", flush=True)
+    print(f"{what:<72} {middle:.2f}  ({low:.2f} to {high:.2f})", flush=True)
 
 
 BENCHES = {

@@ -35,6 +35,7 @@ def digits_game(
     batch_size: int = 64,
     plain: bool = False,
     precision: Precision = "float32",
+    compiled: bool = False,
 ) -> GameConfig:
     """The digits recipe; `plain` is the classic game: non-saturating and without penalties."""
     objective = (
@@ -46,7 +47,7 @@ def digits_game(
         generator=GeneratorConfig(network=network, width=width, lr=1e-3),
         discriminator=DiscriminatorConfig(network=network, width=width, lr=1e-3),
         objective=objective,
-        turns=TurnsConfig(batch_size=batch_size, precision=precision),
+        turns=TurnsConfig(batch_size=batch_size, precision=precision, compile=compiled),
     )
 
 
