@@ -10,7 +10,6 @@ is the limit. PEERS_PYTHON names an interpreter with webdataset and datasets (an
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
@@ -78,9 +77,8 @@ def write_data(folder: Path, size_px: int, peers: bool) -> None:
 
 def write_ray(folder: Path) -> None:
     """Ray's own Parquet of tensors."""
-    with _ray() as data:
-        blocks = np.array_split(np.load(folder / "images.npy"), 8)
-        data.from_numpy(list(blocks)).write_parquet(str(folder / "ray"))
+    blocks = np.array_split(np.load(folder / "images.npy"), 8)
+    _ray().from_numpy(list(blocks)).write_parquet(str(folder / "ray"))
 
 
 def write_hf(folder: Path) -> None:
@@ -172,29 +170,27 @@ def pngs(folder: Path, batch: int, *, workers: int = 0) -> Iterator[Any]:
     return data_loader(Pngs(paths), batch, workers=workers)
 
 
-@contextlib.contextmanager
-def _ray() -> Iterator[Any]:
+def _ray() -> Any:
+    """Ray Data on a Ray of its own, which ends with the process: threads of an endless stream may
+    ask it to the last.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False,
              configure_logging=False)  # fmt: skip
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        yield ray.data
-    finally:
-        ray.shutdown()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    return ray.data
 
 
 def ray_data(folder: Path, batch: int) -> Iterator[Any]:
     """Shuffled in a buffer of four batches, the nearest that it has to a random order."""
-    with _ray() as data:
-        images = data.read_parquet(str(folder / "ray"), shuffle="files")
-        while True:
-            for taken in images.iter_torch_batches(
-                batch_size=batch, local_shuffle_buffer_size=4 * batch, drop_last=True
-            ):
-                yield taken["data"].permute(0, 3, 1, 2)
+    images = _ray().read_parquet(str(folder / "ray"), shuffle="files")
+    while True:
+        for taken in images.iter_torch_batches(
+            batch_size=batch, local_shuffle_buffer_size=4 * batch, drop_last=True
+        ):
+            yield taken["data"].permute(0, 3, 1, 2)
 
 
 def web_dataset(folder: Path, batch: int) -> Iterator[Any]:
