@@ -1,12 +1,9 @@
-"""What a checkpoint costs the game, and a killed rank: seconds, by their parts.
-
-`python -m tests.bench.checkpoint_cost` plays the same rounds with and without a checkpoint at
-their start, in pairs; `... recovery` kills ranks of real runs and reads the runs' events.
+"""What a checkpoint costs the game: `python -m tests.bench.checkpoint_cost` plays the same rounds
+with and without a checkpoint at their start, in pairs.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -101,9 +98,4 @@ def checkpoints() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["recovery"]:
-        from tests.bench.recovery import main
-
-        main()
-    else:
-        checkpoints()
+    checkpoints()

@@ -1,8 +1,9 @@
 """Simulated goodput against the checkpoint interval, for 8 to 4,096 GPUs; draws docs/goodput.png.
 
 `python -m tests.bench.goodput_model [--detect 1 --restart 8 --restore 1 --stall 0.06]`. Failures
-are a Poisson process at published rates; what a fault costs is what tests.bench.checkpoint_cost
-measured. Not measured at these sizes: what restarting 4,096 GPUs costs is an argument.
+are a Poisson process at published rates; what a fault costs is what tests.bench.recovery and
+tests.bench.checkpoint_cost measured. Not measured at these sizes: what restarting 4,096 GPUs costs
+is an argument.
 """
 
 from __future__ import annotations

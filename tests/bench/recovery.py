@@ -1,4 +1,6 @@
-"""From a killed rank to playing again, by its parts: detect, restart, restore; of real runs."""
+"""From a killed rank to playing again, by its parts: `python -m tests.bench.recovery` kills
+ranks of a real run and reads its events.
+"""
 
 from __future__ import annotations
 
@@ -48,3 +50,7 @@ def parts(run: Ours, moment: float, ticks: list[tuple[float, int]]) -> dict[str,
     if new:
         found["restore and replay"] = new[0] - now
     return found
+
+
+if __name__ == "__main__":
+    main()
