@@ -116,7 +116,8 @@ def _row(who: str, modes: Modes) -> None:
     click.echo(f"{who:<22}{found:>10}{modes.reverse_kl:>11.3f}{modes.good:>13.1%} ".rstrip())
 
 
-def _looked(seed: int, total: int, nimg: int, modes: Modes) -> None:
+def _looked(progress: Progress, seed: int, total: int, nimg: int, modes: Modes) -> None:
+    progress.pause()
     _row(f"seed {seed}" + (f" at {nimg / 1000:g}" if nimg < total else ""), modes)
 
 
@@ -142,7 +143,7 @@ def _play_all(
                     seed=seed,
                     looks=looks,
                     heard=partial(progress, f"seed {seed}"),
-                    looked=partial(_looked, seed, total),
+                    looked=partial(_looked, progress, seed, total),
                     keep=place,
                 )
                 for seed, place in places.items()
@@ -156,7 +157,7 @@ def _play_all(
             for done, job in enumerate(as_completed(jobs), 1):
                 progress("games", done, len(jobs))
                 for look in job.result().course:
-                    _looked(job.result().seed, total, *look)
+                    _looked(progress, job.result().seed, total, *look)
             return [job.result() for job in jobs]
 
 

@@ -71,12 +71,12 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end()
+        self.pause()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Moves the bar of `what`, or begins it."""
         if what != self._what:
-            self._end()
+            self.pause()
             self._what = what
             self._bar = click.progressbar(length=total, label=f"{what:<24}", file=sys.stderr)
             self._bar.__enter__()
@@ -84,7 +84,10 @@ class Progress:
         self._bar.length = total
         self._bar.update(done - self._bar.pos)
 
-    def _end(self) -> None:
+    def pause(self) -> None:
+        """Ends the bar's line, so that other words begin one of their own; the next call begins it
+        anew.
+        """
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
         self._bar, self._what = None, ""
