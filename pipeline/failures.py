@@ -50,6 +50,25 @@ def first_failure(error: BaseException) -> Failure:
     return min(each, key=lambda failure: failure.kind)
 
 
+def with_stacks(
+    failure: Failure, stacks: Mapping[str, str], *, hang_sec: float, folder: str
+) -> str:
+    """The failure in a line, with what the attempt's files of stacks, kept in `folder`, tell.
+
+    Where Ray only saw a process go, or not answer, they are nearer to the cause and stand alone. What
+    a worker raised comes before them, as does the end of Ray Train's controller: workers whose
+    controller or whose peer went may crash for that alone.
+    """
+    seen = hung_or_crashed(stacks)
+    if seen is None:
+        return str(failure)
+    what, kind = seen
+    hung = f" for {hang_sec:g} s" if kind is Kind.FROZEN else ""
+    told = f"{what}{hung}; its stacks: {', '.join(f'{folder}/{name}' for name in stacks)}"
+    cause = failure.rank is None or failure.kind in (Kind.FINAL, Kind.MEMORY, Kind.RAISED)
+    return f"{failure}; {told}" if cause else told
+
+
 def hung_or_crashed(stacks: Mapping[str, str]) -> tuple[str, Kind] | None:
     """What an attempt's files of stacks tell, by name and text: the first crash, else a hang."""
     for name, text in stacks.items():

@@ -21,7 +21,7 @@ from gan.config import ConfigError
 from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import gives_gpus, trainer
 from pipeline.dataset import ShardSet
-from pipeline.failures import Budget, Failure, Kind, first_failure, hung_or_crashed
+from pipeline.failures import Budget, Failure, Kind, first_failure, with_stacks
 from pipeline.folder import Folder
 from pipeline.hang import stacks_in
 from pipeline.interrupts import Interrupts
@@ -267,21 +267,16 @@ class _Attempts:
             self._step()
 
     def _reason(self, failure: Failure, *, number: int) -> tuple[str, dict[str, str]]:
-        """Why the attempt failed, in one line, and the stacks it names; nothing of the attempt
-        runs on any more.
+        """Why the attempt failed, in one line, and the stacks that its workers left; nothing of the
+        attempt runs on any more.
         """
-        folder = stacks_folder(self.run.storage.uri)
-        left = clear_away(self.crew, folder=folder, prefix=stacks_prefix(self.token, number))
-        seen = hung_or_crashed(left.stacks)
-        reason, named = str(failure), dict[str, str]()
-        if seen is not None and failure.kind not in (Kind.FINAL, Kind.MEMORY, Kind.RAISED):
-            (what, kind), named = seen, left.stacks
-            hung = f" for {self.cluster.hang_sec:g} s" if kind is Kind.FROZEN else ""
-            places = ", ".join(f"{self.run.storage.uri}/{HANGS}/{name}" for name in named)
-            reason = f"{what}{hung}; its stacks: {places}"
+        local = stacks_folder(self.run.storage.uri)
+        left = clear_away(self.crew, folder=local, prefix=stacks_prefix(self.token, number))
+        kept, hang_sec = f"{self.run.storage.uri}/{HANGS}", self.cluster.hang_sec
+        reason = with_stacks(failure, left.stacks, hang_sec=hang_sec, folder=kept)
         for frozen in left.frozen:
             reason = f"process {frozen.pid} on {frozen.address} was frozen; {reason}"
-        return reason, named
+        return reason, left.stacks
 
     def _keep(self, stacks: dict[str, str]) -> None:
         """Puts the stacks into the run's own folder, where that is elsewhere."""

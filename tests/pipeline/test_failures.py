@@ -19,7 +19,7 @@ from gan.config import ConfigError
 from pipeline import fits
 from pipeline.data_config import DataConfig
 from pipeline.experiment import Experiment
-from pipeline.failures import Budget, Failure, Kind, first_failure, hung_or_crashed
+from pipeline.failures import Budget, Failure, Kind, first_failure, hung_or_crashed, with_stacks
 from pipeline.nodes import Left
 from pipeline.storage import StorageError
 
@@ -85,6 +85,21 @@ def test_stacks_tell_a_crash_from_a_hang():
     assert hung_or_crashed({}) is None
 
 
+@pytest.mark.parametrize(
+    ("failure", "before"),
+    [
+        (blamed(r0=GLOO, r1=WorkerHealthCheckFailedError(WORKER, GONE)), ""),
+        (blamed(r0=GLOO, r1=KeyError("lr")), "worker 1 failed: KeyError: 'lr'; "),
+        (first_failure(ValueError("actor died")), "Ray Train failed: actor died; "),
+    ],
+)
+def test_stacks_say_more_than_a_lost_process_but_not_than_an_error(failure, before):
+    kept = {"0-1-1.txt": "Fatal Python error: Aborted\n"}
+    told = with_stacks(failure, kept, hang_sec=8, folder="runs/a/hangs")
+    assert told == f"{before}worker 1 crashed (Aborted); its stacks: runs/a/hangs/0-1-1.txt"
+    assert with_stacks(failure, {}, hang_sec=8, folder="runs/a/hangs") == str(failure)
+
+
 def test_progress_renews_the_budget_and_a_crash_loop_ends():
     budget, died = Budget(2, nimg=0), Failure(0, Kind.DIED, "died")
     assert [budget.allows(died, nimg=nimg) for nimg in (0, 0, 16, 16, 16)] == [
@@ -131,7 +146,8 @@ def test_a_loss_is_noted_before_its_stacks_and_before_ray_is_asked_for_anything(
     unused: Any = None
     attempts = fits._Attempts(run, unused, 1, unused, unused, unused, events, unused)
     with pytest.raises(SystemExit):
-        attempts._failed(RuntimeError("it hung"), number=2)
+        gone = WorkerHealthCheckFailedError(WORKER, GONE)
+        attempts._failed(WorkerGroupError("", {0: gone}), number=2)
     assert done == [
         "worker 0 made no progress for 300 s; its stacks: s3://bucket/runs/one/hangs/1-2-0.txt",
         "hangs/1-2-0.txt",
