@@ -55,9 +55,9 @@ def with_stacks(
 ) -> str:
     """The failure in a line, with what the attempt's files of stacks, kept in `folder`, tell.
 
-    Where Ray only saw a process go, or not answer, they are nearer to the cause and stand alone. What
-    a worker raised comes before them, as does the end of Ray Train's controller: workers whose
-    controller or whose peer went may crash for that alone.
+    Where Ray only saw a process go, or not answer, they are nearer to the cause and stand alone.
+    What a worker raised comes before them, as does the end of Ray Train's controller: workers
+    whose controller or whose peer went may crash for that alone.
     """
     seen = hung_or_crashed(stacks)
     if seen is None:

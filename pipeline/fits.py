@@ -267,8 +267,8 @@ class _Attempts:
             self._step()
 
     def _reason(self, failure: Failure, *, number: int) -> tuple[str, dict[str, str]]:
-        """Why the attempt failed, in one line, and the stacks that its workers left; nothing of the
-        attempt runs on any more.
+        """Why the attempt failed, in one line, and the stacks that its workers left; nothing of
+        the attempt runs on any more.
         """
         local = stacks_folder(self.run.storage.uri)
         left = clear_away(self.crew, folder=local, prefix=stacks_prefix(self.token, number))

@@ -145,9 +145,9 @@ def test_a_loss_is_noted_before_its_stacks_and_before_ray_is_asked_for_anything(
     events: Any = SimpleNamespace(add=lambda kind, why: done.append(why))
     unused: Any = None
     attempts = fits._Attempts(run, unused, 1, unused, unused, unused, events, unused)
+    lost = WorkerGroupError("", {0: WorkerHealthCheckFailedError(WORKER, GONE)})
     with pytest.raises(SystemExit):
-        gone = WorkerHealthCheckFailedError(WORKER, GONE)
-        attempts._failed(WorkerGroupError("", {0: gone}), number=2)
+        attempts._failed(lost, number=2)
     assert done == [
         "worker 0 made no progress for 300 s; its stacks: s3://bucket/runs/one/hangs/1-2-0.txt",
         "hangs/1-2-0.txt",
