@@ -124,18 +124,20 @@ class _Stream:
 
 def _ahead(items: Iterator[tuple[Batch, np.ndarray]]) -> Generator[tuple[Batch, np.ndarray]]:
     """The same items, made by a thread while the ones before are used."""
-    ready: queue.Queue[tuple[Batch, np.ndarray] | BaseException] = queue.Queue(BATCHES_AHEAD)
+    # In C, unlike queue.Queue: batches of small images change hands thousands of times a second.
+    ready = queue.SimpleQueue[tuple[Batch, np.ndarray] | BaseException]()
+    room = queue.SimpleQueue[bool]()
     over = threading.Event()
 
     def work() -> None:
         try:
-            for item in items:
-                ready.put(item)
-                if over.is_set():
-                    return
+            while room.get() and not over.is_set():
+                ready.put(next(items))
         except BaseException as error:  # raised where the batch is asked for
             ready.put(error)
 
+    for _ in range(BATCHES_AHEAD + 1):
+        room.put(True)
     threading.Thread(target=work, name="batches", daemon=True).start()
     try:
         while True:
@@ -143,10 +145,10 @@ def _ahead(items: Iterator[tuple[Batch, np.ndarray]]) -> Generator[tuple[Batch, 
             if isinstance(item, BaseException):
                 raise item
             yield item
+            room.put(True)
     finally:
         over.set()
-        while not ready.empty():  # lets the thread see it
-            ready.get()
+        room.put(False)
 
 
 def _on_device(

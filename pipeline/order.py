@@ -8,7 +8,8 @@ comes exactly once an epoch. Memory and the time to begin do not grow with the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from gan.randomness import derive_seed
 ROUNDS = (
     6  # of the Feistel network; 4 already give a pseudo-random permutation (Luby & Rackoff 1988)
 )
+TABLE_BITS = 12  # 16 KiB a round: sets of up to 2^24 images
 MULTIPLIER = np.uint64(0xD1342543DE82EF95)  # of a generator mod 2^64 (Steele & Vigna 2021)
 
 
@@ -29,26 +31,41 @@ def permute(numbers: np.ndarray, *, size: int, key: int) -> np.ndarray:
     outside are fed back until they fall inside (cycle walking), which keeps it a bijection.
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    half, mask = np.uint64(half_bits), np.uint64(2**half_bits - 1)
-    keys = [np.uint64(derive_seed(key, "feistel", index)) for index in range(ROUNDS)]
+    functions = [_round_function(half_bits, key, index) for index in range(ROUNDS)]
+    # Of half the width, where that holds them, they are moved in half the time.
+    dtype = np.uint32 if half_bits <= 16 else np.uint64
+    half, mask = dtype(half_bits), dtype(2**half_bits - 1)
 
     def once(x: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & mask
-        for round_key in keys:
-            mixed = _mix(right ^ round_key)
-            mixed &= mask
-            left ^= mixed
+        for function in functions:
+            left ^= function(right)
             left, right = right, left
         left <<= half
         left |= right
         return left
 
-    result = once(numbers.astype(np.uint64))
-    outside = result >= size
-    while outside.any():
+    result = once(numbers.astype(dtype))
+    outside = np.flatnonzero(result >= size)
+    while len(outside):
         result[outside] = once(result[outside])
-        outside = result >= size
+        outside = outside[result[outside] >= size]
     return result.astype(np.int64)
+
+
+def _round_function(half_bits: int, key: int, index: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The function of `half_bits` bits of one round: looked up, where the table is small."""
+    if half_bits <= TABLE_BITS:
+        return _round_table(half_bits, key, index).take
+    round_key, mask = np.uint64(derive_seed(key, "feistel", index)), np.uint64(2**half_bits - 1)
+    dtype = np.uint32 if half_bits <= 16 else np.uint64
+    return lambda right: (_mix(right.astype(np.uint64) ^ round_key) & mask).astype(dtype)
+
+
+@functools.lru_cache(maxsize=8 * ROUNDS)  # of two epochs of four orders
+def _round_table(half_bits: int, key: int, index: int) -> np.ndarray:
+    round_key, mask = np.uint64(derive_seed(key, "feistel", index)), np.uint64(2**half_bits - 1)
+    return (_mix(np.arange(2**half_bits, dtype=np.uint64) ^ round_key) & mask).astype(np.uint32)
 
 
 def permute_each(numbers: np.ndarray, *, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -35,8 +35,6 @@ from pipeline.verified import read_against_checksums
 
 SHARD_BYTES = 64 * 2**20  # of pixels, before they are encoded
 MAX_MAPS = 4096  # shards mapped at a time; the kernel allows a process 65,530
-SMALL_BYTES = 8192  # an image of 32 px and its like
-IMAGES_PER_SHARD = 16  # at least, that are gathered together
 USED_SEC = 60.0  # how often a mapped shard of the cache is said to be in use
 
 
@@ -211,25 +209,16 @@ class ShardReader:
     def _gather(self, which: np.ndarray, rows: np.ndarray) -> torch.Tensor:
         """Images (n, h, w, c) of the given shards and rows."""
         shape, size = (len(rows), *self.shards.shape), self.shards.image_bytes
-        shards = which.tolist()
-        maps = {number: self._map(number).pixels for number in set(shards)}
-        if len(maps) == 1:
-            (pixels,) = maps.values()
-            return torch.from_numpy(pixels.reshape(-1, *shape[1:]).take(rows, axis=0))
+        maps = {number: self._map(number) for number in set(which.tolist())}
         if not maps:
             return torch.empty(shape, dtype=torch.uint8)
-        if size <= SMALL_BYTES and len(maps) * IMAGES_PER_SHARD <= len(rows):
-            # Fancy indexing copies twice, which costs a small image less than its own object.
-            taken = np.empty(len(rows), np.dtype((np.void, size)))
-            for number, pixels in maps.items():
-                here = np.flatnonzero(which == number)
-                taken[here] = pixels.view(taken.dtype).take(rows[here])
-            return torch.from_numpy(taken.view(np.uint8)).view(shape)
-        memory = {number: pixels.data for number, pixels in maps.items()}
-        starts = rows * size
-        places = zip(shards, starts.tolist(), (starts + size).tolist(), strict=True)
-        joined = bytearray().join([memory[shard][start:stop] for shard, start, stop in places])
-        return torch.frombuffer(joined, dtype=torch.uint8).view(shape)
+        addresses = np.empty(len(self.shards.shards), np.int64)
+        for number, opened in maps.items():
+            addresses[number] = opened.address
+        first = min(opened.address for opened in maps.values())
+        end = max(opened.address + opened.pixels.nbytes for opened in maps.values())
+        taken = _anywhere(first, end, size)[addresses[which] - first + rows * size]
+        return torch.from_numpy(taken.view(np.uint8).reshape(shape))
 
     def labels(self, numbers: np.ndarray) -> torch.Tensor:
         """Labels (n,) int64 of the given image numbers, in order."""
@@ -264,6 +253,8 @@ class ShardReader:
             self._fetchers.expect(np.unique(numbers))
 
     def _map(self, number: int) -> _Map:
+        if not 0 <= number < len(self.shards.shards):
+            raise IndexError(f"a set of {self.shards.num_images} images has no such image")
         with self._lock:
             found = self._maps.get(number)
             if found is not None:
@@ -293,13 +284,44 @@ class ShardReader:
                 if self._cache is None:
                     raise
                 continue
+            if len(raw.images) != shard.num_images:
+                said = f"{len(raw.images)} images, and its index says {shard.num_images}"
+                raise ConfigError([f"{path} holds {said}; prepare the data again"])
             return _Map(raw.images.reshape(-1), raw.labels, time.monotonic())
 
 
 class _Map:
-    """One shard in memory: the bytes of its pixels, its labels (n,)."""
+    """One shard in memory: the bytes of its pixels and where they begin, its labels (n,)."""
 
-    __slots__ = ("labels", "pixels", "seen")
+    __slots__ = ("address", "labels", "pixels", "seen")
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, seen: float):
         self.pixels, self.labels, self.seen = pixels, labels, seen
+        self.address = int(pixels.__array_interface__["data"][0])
+
+
+class _Memory:
+    """What NumPy takes for an array, by address."""
+
+    __slots__ = ("__array_interface__",)
+
+    def __init__(self, interface: dict[str, Any]):
+        self.__array_interface__ = interface
+
+
+def _anywhere(first: int, end: int, size: int) -> np.ndarray:
+    """This process's memory from address `first` to `end`, which hold all mapped shards that are
+    read: element n is the `size` bytes that begin n bytes after `first`.
+
+    One indexing copies images from any number of shards once; by shard they would have to be put
+    in order by a second copy. There is no bound but the caller's: every index is of a row of a map
+    that the caller holds.
+    """
+    interface = {
+        "version": 3,
+        "data": (first, True),
+        "shape": (end - first - size + 1,),
+        "strides": (1,),
+        "typestr": f"|V{size}",
+    }
+    return np.asarray(_Memory(interface))

@@ -30,7 +30,9 @@ GOLDEN = [  # number of images, seed, sha256 of their order; of the version befo
     (7, 5, "c17a2f8ccb72528c"),
     (1000, 0, "81609745faa0b7b2"),
     (60_000, 0, "68bf7dcc74315bf7"),
+    (10**7, 3, "dcf07cc8e5574ff1"),
     (10**8, 5, "e11338a16c80c700"),
+    (5 * 10**9, 5, "aadf7a28f2890d7f"),
 ]
 
 

@@ -18,15 +18,9 @@ from pipeline.shards import ShardReader, ShardWriter, verify_shards, write_shard
 from tests.conftest import striped_images
 
 
-# A batch of few images from many shards, of many from few, of small and of large images: each is
-# gathered in another way.
 @pytest.mark.parametrize("times", [1, 30])
-@pytest.mark.parametrize("small_bytes", [0, shards_module.SMALL_BYTES])
-def test_images_and_labels_come_back_in_any_order_across_shards(
-    tmp_path, monkeypatch, times, small_bytes
-):
+def test_images_and_labels_come_back_in_any_order_across_shards(tmp_path, monkeypatch, times):
     monkeypatch.setattr(shards_module, "SHARD_BYTES", 64 * 3 * 7)  # 7 images a shard
-    monkeypatch.setattr(shards_module, "SMALL_BYTES", small_bytes)
     images = list(striped_images(30, channels=3))
     made = write_shards(str(tmp_path), images, classes=("a", "b"), origin={})
     assert [s.num_images for s in made.shards] == [7, 7, 7, 7, 2]
@@ -36,6 +30,23 @@ def test_images_and_labels_come_back_in_any_order_across_shards(
         np.testing.assert_array_equal(pixels[row].permute(1, 2, 0).numpy(), images[number][0])
         assert labels is not None
         assert labels[row] == images[number][1]
+
+
+@pytest.mark.parametrize("number", [-1, 100, 2**40])
+def test_a_number_outside_the_set_is_an_error_and_no_other_memory(stripes, number):
+    reader = ShardReader(stripes)
+    with pytest.raises(IndexError, match="100 images has no such image"):
+        reader.take(np.array([0, number]))
+
+
+def test_a_shard_of_other_length_than_its_index_says_is_refused(tmp_path):
+    made = write_shards(str(tmp_path), striped_images(30), classes=("a", "b"), origin={})
+    index = tmp_path / "index.json"
+    said = json.loads(index.read_text())
+    said["num_images"] = said["shards"][0]["num_images"] = 31
+    index.write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match=r"30 images, and its index says 31; prepare the data"):
+        ShardReader(open_shards(made.uri)).take(np.array([30]))
 
 
 def test_the_digest_depends_on_content_not_on_shard_sizes(tmp_path, monkeypatch):
