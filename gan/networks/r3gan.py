@@ -95,6 +95,7 @@ class Generator(nn.Module):
         self, z: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None
     ) -> Float[Tensor, "n c s s"]:
         x = self.basis * self.weights(self.latent(z, labels))[:, :, None, None]
+        x = x.contiguous(memory_format=torch.channels_last)  # else each convolution converts
         for index, (transition, stage) in enumerate(
             zip(self.transitions, self.stages, strict=True)
         ):
