@@ -5,6 +5,7 @@ instant.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,6 +84,7 @@ class TurnsConfig:
     micro_batch: int | None = None  # most images a worker holds at once; gradients accumulate
     d_steps: int | Steps = 1
     g_steps: int = 1
+    reuse_fakes: bool = False  # G learns from what D's last turn saw, as textbook loops have it
     precision: Precision = "float32"
     compile: bool = False  # each player's step as one compiled function; equal up to rounding
 
@@ -166,6 +168,7 @@ class GameConfig:
                 f"'relativistic-average' (its means are over the whole batch), "
                 f"got {self.turns.micro_batch}",
             ),
+            *self._fakes_can_be_reused(),
             (
                 self.conditioning.name != "auxiliary"
                 or not (self.generator.discrete_codes or self.generator.continuous_codes),
@@ -188,10 +191,37 @@ class GameConfig:
             ),
         )
 
+    def _fakes_can_be_reused(self) -> Iterator[tuple[bool, str]]:
+        turns = self.turns
+        for fits, setting, why, got in (
+            (turns.g_steps == 1, "turns.g_steps must be 1", "they are one turn's", turns.g_steps),
+            (
+                turns.micro_batch is None,
+                "turns.micro_batch must be left out",
+                "all of them are held from D's turn to G's",
+                turns.micro_batch,
+            ),
+            (
+                not turns.compile,
+                "turns.compile must be false",
+                "G's step is compiled as one, its forward in it",
+                "true",
+            ),
+            (
+                self.objective.path_length_weight == 0,
+                "objective.path_length_weight must be 0",
+                "path lengths are of fakes of their own",
+                self.objective.path_length_weight,
+            ),
+        ):
+            said = f"{setting} with turns.reuse_fakes ({why}), got {got}"
+            yield not turns.reuse_fakes or fits, said
+
     @property
     def reals_in_g_turn(self) -> bool:
         """Whether G's turn draws fresh reals: for pairs, or for labels to forge under."""
-        return self.objective.relative or self.conditioning.name != "none"
+        needed = self.objective.relative or self.conditioning.name != "none"
+        return needed and not self.turns.reuse_fakes
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,16 @@ class Batch:
     labels: Int64[Tensor, " n"] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What D's turn saw, with fakes that G can still learn through."""
+
+    real: Tensor
+    z: Tensor
+    labels: Tensor | None
+    fake: Tensor
+
+
 class Game:
     """G against D on `sample`-shaped data. Every rank builds one; DDP keeps their weights equal.
 
@@ -71,6 +81,7 @@ class Game:
         self.d_turns = self.g_turns = 0
         self.begin_round()
         self.means = Means(self.dtype, self.device)
+        self._seen: _Seen | None = None  # from D's turn to G's, where they share fakes
         self.lr_factor = 1.0  # of both players; the host's to set, and no part of the state
 
         how = {"conditioning": config.conditioning.name, "sample": sample, "seed": seed}
@@ -135,8 +146,8 @@ class Game:
         return int(self._now(self.config.turns.d_steps))
 
     def d_turn(self, batch: Batch) -> None:
-        """D's turn: one step against fakes that G makes without learning. Every rank must call
-        this.
+        """D's turn: one step against fakes that G does not learn from, or not yet. Every rank must
+        call this.
         """
         turn, weights = self.d_turns, self._penalty_weights()
         z = self._my_latents("latent/d", turn)
@@ -148,9 +159,12 @@ class Game:
         self.D_optimizer.zero_grad(set_to_none=True)
         iterate_spectral_norms(self.D)
         for real, piece_z, labels, luck, sync in self._pieces(self._d_turn, batch, z, chance):
-            with torch.no_grad(), self._autocast():
+            reused = self.config.turns.reuse_fakes
+            with torch.set_grad_enabled(reused), self._autocast():
                 fake = self.G(piece_z, labels, *styles_mixed(luck)).to(self.dtype)
             assert real is not None
+            if reused:
+                self._seen, fake = _Seen(real, piece_z, labels, fake), fake.detach()
             with sync, self._autocast(enabled=not any(weights)):
                 loss, report = self._d_turn(real, fake, labels, weights, luck)
                 (loss * self._loss_scale).backward()
@@ -174,7 +188,6 @@ class Game:
 
         `batch` holds fresh reals where `config.reals_in_g_turn`, else it is None.
         """
-        z = self._my_latents("latent/g", self.g_turns)
         probability = self._augment_probability()
         where = (self.config, self.sample, self.seed, self.g_turns)
         chance = self._mine(of_g_turn(*where, probability=probability))
@@ -182,9 +195,9 @@ class Game:
         self._set_rates(self.G_optimizer, self.config.generator)
         self.G_optimizer.zero_grad(set_to_none=True)
         self.D.requires_grad_(False)  # its gradients are neither computed nor exchanged
-        for real, piece_z, labels, luck, sync in self._pieces(self._g_turn, batch, z, chance):
+        for real, piece_z, labels, luck, sync, fake in self._g_pieces(batch, chance):
             with sync, self._autocast(enabled="path_noise" not in luck):
-                loss, report = self._g_turn(real, piece_z, labels, luck)
+                loss, report = self._g_turn(real, piece_z, labels, luck, fake)
                 (loss * self._loss_scale).backward()
             path_length += report.get("g/path_length", 0)
             self.means.add(report, count=len(piece_z))
@@ -330,6 +343,17 @@ class Game:
             sync = turn.no_sync() if is_ddp and start != starts[-1] else nullcontext()
             luck = {name: draws[piece] for name, draws in chance.items()}
             yield real, z[piece], None if labels is None else labels[piece], luck, sync
+
+    def _g_pieces(self, batch: Batch | None, chance: dict[str, Tensor]) -> Iterator[tuple]:
+        """As `_pieces` for G's turn, with the fakes where D's turn has made them."""
+        if self.config.turns.reuse_fakes:
+            seen, self._seen = self._seen, None
+            assert seen is not None, "a turn of D comes first"
+            yield seen.real, seen.z, seen.labels, chance, nullcontext(), seen.fake
+            return
+        z = self._my_latents("latent/g", self.g_turns)
+        for piece in self._pieces(self._g_turn, batch, z, chance):
+            yield *piece, None
 
     def _to_unit_range(self, samples: Shaped[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """uint8 images to [-1, 1] on the device, channels-last; floats pass as they are."""

@@ -166,15 +166,18 @@ class GTurn(nn.Module):
         z: Float[Tensor, "n z"],
         labels: Labels | None,
         chance: Chance,
+        fake: Samples | None = None,
     ) -> tuple[Sum, dict[str, Sum]]:
-        """The loss summed over the samples, and sums to report."""
+        """The loss summed over the samples, and sums to report; of `fake`, where G has made it."""
         (opponent,) = self._opponent
 
         def judge(side: str, samples: Samples) -> Scores:
             how = {"policies": self.policies, "draws": chance.get(side)}
             return _judged(opponent, labels, samples, dtype=z.dtype, **how)
 
-        fake, lengths = self._forged(z, labels, chance)
+        lengths = None
+        if fake is None:
+            fake, lengths = self._forged(z, labels, chance)
         fake_scores = judge("fake", fake)
         fake_logits = logit_of(fake_scores)
         if self.relative:

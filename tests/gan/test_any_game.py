@@ -67,6 +67,7 @@ TURNS = st.fixed_dictionaries(
         "g_steps": st.integers(1, 2),
         "micro_batch": st.sampled_from([None, 2]),
         "precision": st.sampled_from(["float32", "bfloat16", "float64"]),
+        "reuse_fakes": st.sampled_from([False, False, True]),
     }
 )
 POLICIES = st.lists(st.sampled_from(get_args(Policy)), unique=True, max_size=3).map(tuple)
@@ -100,6 +101,9 @@ def _mend(generator: dict, discriminator: dict, objective: dict, turns: dict) ->
         objective["weight_clip"] = None
     if objective["name"] == "relativistic-average":
         turns["micro_batch"] = None
+    if turns["reuse_fakes"]:
+        turns["g_steps"], turns["micro_batch"] = 1, None
+        objective["path_length_weight"] = 0.0
     if objective["penalty_method"] == "differences":
         objective["gp_lambda"] = 0.0
     penalized = any(objective[key] for key in ("r1_gamma", "r2_gamma", "gp_lambda"))

@@ -476,6 +476,10 @@ SPLIT_GAMES: dict[str, dict] = {
         "generator": GeneratorConfig(network="resnet", width=8, latent_dim=4, lr=1e-3),
         "discriminator": DiscriminatorConfig(network="resnet", width=8, lr=1e-3, norm="spectral"),
     },
+    "fakes that both players see, labels, two turns of D": {
+        "turns": TurnsConfig(batch_size=8, d_steps=2, precision="float64", reuse_fakes=True),
+        "conditioning": ConditioningConfig(name="projection"),
+    },
     "residual players without norms": {
         "turns": TurnsConfig(batch_size=8, micro_batch=3, precision="float64"),
         "generator": GeneratorConfig(network="r3gan", width=8, latent_dim=4, lr=1e-3),
