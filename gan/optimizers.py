@@ -12,20 +12,17 @@ def build_optimizer(player: nn.Module, config: PlayerConfig) -> torch.optim.Opti
     """The optimizer that `config` names; `set_rates` gives it the rates of each turn."""
     # Adam refuses an integer 0; the rates are placeholders.
     parameters, beta1 = list(player.parameters()), float(config.beta1)
+    # One kernel for each parameter on CPUs, where "foreach" is still one operation after another.
+    on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
+    way = {"fused": True} if on_cpu else {"foreach": True}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=1.0, momentum=beta1, foreach=True)
+        return torch.optim.SGD(parameters, lr=1.0, momentum=beta1, **way)
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=1.0, momentum=beta1, eps=1e-8, foreach=True)
+    how = {"lr": 1.0, "betas": (beta1, 0.0), "eps": 1e-8, **way}
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters,
-            lr=1.0,
-            betas=(beta1, 0.0),
-            eps=1e-8,
-            weight_decay=config.weight_decay,
-            foreach=True,
-        )
-    return torch.optim.Adam(parameters, lr=1.0, betas=(beta1, 0.0), eps=1e-8, foreach=True)
+        return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **how)
+    return torch.optim.Adam(parameters, **how)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, beta2: float) -> None:
