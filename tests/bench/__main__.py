@@ -35,6 +35,7 @@ GAMES: tuple[tuple[Network, int, int], ...] = (  # network, width, batch
 )
 WAYS: dict[str, dict[str, Any]] = {
     "eager": {},
+    "eager, fakes reused as the textbook does": {"reuse_fakes": True},
     "compiled": {"compiled": True},
     "bfloat16": {"precision": "bfloat16"},
 }

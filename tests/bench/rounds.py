@@ -36,6 +36,7 @@ def digits_game(
     plain: bool = False,
     precision: Precision = "float32",
     compiled: bool = False,
+    reuse_fakes: bool = False,
 ) -> GameConfig:
     """The digits recipe; `plain` is the classic game: non-saturating and without penalties."""
     objective = (
@@ -47,7 +48,12 @@ def digits_game(
         generator=GeneratorConfig(network=network, width=width, lr=1e-3),
         discriminator=DiscriminatorConfig(network=network, width=width, lr=1e-3),
         objective=objective,
-        turns=TurnsConfig(batch_size=batch_size, precision=precision, compile=compiled),
+        turns=TurnsConfig(
+            batch_size=batch_size,
+            precision=precision,
+            compile=compiled,
+            reuse_fakes=reuse_fakes,
+        ),
     )
 
 
@@ -72,7 +78,7 @@ def bare_rounds(config: GameConfig) -> Callable[[int], None]:
 
 
 def textbook_rounds(config: GameConfig) -> Callable[[int], None]:
-    """The DCGAN tutorials\' loop: one G forward reused, `.item()` in each step; our networks."""
+    """The DCGAN tutorials' loop: one G forward reused, `.item()` in each step; our networks."""
     how = {"conditioning": "none", "sample": Sample(SHAPE), "seed": 0}
     G, D = (
         build_generator(config.generator, **how),
