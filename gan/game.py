@@ -356,18 +356,13 @@ class Game:
             yield *piece, None
 
     def _to_unit_range(self, samples: Shaped[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
-        """uint8 images to [-1, 1] on the device, channels-last; floats pass as they are."""
+        """uint8 images to [-1, 1] on the device; vectors pass as they are."""
         samples = samples.to(self.device, non_blocking=True)
-        if samples.ndim != 4:
-            return samples.to(self.dtype)
-        # Said by the strides even where there is one channel and all layouts are the same in
-        # memory: a first convolution that took them for contiguous would answer so, and each
-        # later one convert.
-        layout = torch.channels_last
-        images = torch.empty(
-            samples.shape, dtype=self.dtype, device=self.device, memory_format=layout
-        ).copy_(samples)
-        return images.div_(127.5).sub_(1) if samples.dtype == torch.uint8 else images
+        if samples.ndim == 4:
+            samples = samples.contiguous(memory_format=torch.channels_last)
+        if samples.dtype == torch.uint8:
+            return samples.to(self.dtype).div_(127.5).sub_(1)
+        return samples.to(self.dtype)
 
     def _autocast(self, *, enabled: bool = True):
         low = enabled and self.config.turns.precision == "bfloat16"

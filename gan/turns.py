@@ -14,6 +14,7 @@ from gan.augment import augment
 from gan.codes import Codes
 from gan.config import ObjectiveConfig, Policy
 from gan.networks import NO_CODES, stylegan2
+from gan.networks.parts import channels_last
 from gan.objectives import OBJECTIVES, Objective
 from gan.penalties import (
     Weights,
@@ -235,6 +236,8 @@ def _judged(
     if policies:
         assert draws is not None
         samples = augment(samples, draws, policies=policies)
+    if samples.ndim == 4:
+        samples = channels_last(samples)
     return discriminator(samples, labels).to(dtype)
 
 

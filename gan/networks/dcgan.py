@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig
-from gan.networks.parts import LEAK, LabelledLatent, he_normal, normalization
+from gan.networks.parts import LEAK, LabelledLatent, channels_last, he_normal, normalization
 from gan.widths import dcgan_channels
 
 
@@ -45,7 +45,7 @@ class Generator(nn.Module):
     def forward(
         self, z: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None
     ) -> Float[Tensor, "n c s s"]:
-        x = self.to_4x4(self.latent(z, labels)).view(-1, self.first_channels, 4, 4)
+        x = channels_last(self.to_4x4(self.latent(z, labels)).view(-1, self.first_channels, 4, 4))
         x = F.relu(self.to_4x4_norm(x))
         for up, norm in zip(self.ups, self.norms, strict=True):
             x = F.relu(norm(up(x)))
@@ -84,6 +84,7 @@ class Discriminator(nn.Module):
         self, images: Float[Tensor, "n c s s"], labels: Int64[Tensor, " n"] | None
     ) -> Float[Tensor, "n *scores"]:
         x = images
-        for down, norm in zip(self.downs, self.norms, strict=True):
-            x = F.leaky_relu(norm(down(x)), LEAK)
-        return self.head(x.flatten(1), labels)
+        for index, (down, norm) in enumerate(zip(self.downs, self.norms, strict=True)):
+            x = norm(down(F.leaky_relu(x, LEAK) if index else x))
+        # The head's gradient comes in its own layout, so the last activation is in that one too.
+        return self.head(F.leaky_relu(x.flatten(1), LEAK), labels)

@@ -27,6 +27,19 @@ def he_normal(layer: nn.Module, *, fan_in: float, slope: float = 0.0) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def channels_last(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """The same images laid out channels-last in memory, which their strides say too.
+
+    With one channel every layout is the same in memory, and where the strides say another one a
+    convolution answers in that. Elementwise operations on a mixture of layouts, as an activation's
+    gradient would be, take up to ten times as long.
+    """
+    n, channels, height, width = images.shape
+    if channels == 1:
+        return images.reshape(n, height, width, 1).permute(0, 3, 1, 2)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def normalization(norm: Norm, channels: int) -> nn.Module:
     """The layer that `norm` names; groups are 8 channels wide where 8 divides, one group else."""
     if norm == "batch":

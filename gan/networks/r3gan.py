@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig
-from gan.networks.parts import LEAK, LabelledLatent, he_normal
+from gan.networks.parts import LEAK, LabelledLatent, channels_last, he_normal
 from gan.networks.resampling import Filter
 from gan.widths import (
     R3GAN_DEPTH,
@@ -94,8 +94,7 @@ class Generator(nn.Module):
     def forward(
         self, z: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None
     ) -> Float[Tensor, "n c s s"]:
-        x = self.basis * self.weights(self.latent(z, labels))[:, :, None, None]
-        x = x.contiguous(memory_format=torch.channels_last)  # else each convolution converts
+        x = channels_last(self.basis * self.weights(self.latent(z, labels))[:, :, None, None])
         for index, (transition, stage) in enumerate(
             zip(self.transitions, self.stages, strict=True)
         ):

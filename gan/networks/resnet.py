@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan.config import DiscriminatorConfig, GeneratorConfig, Norm
-from gan.networks.parts import LabelledLatent, he_normal, normalization
+from gan.networks.parts import LabelledLatent, channels_last, he_normal, normalization
 from gan.widths import resnet_channels, resnet_d_blocks, resolutions_up
 
 Maps = Float[Tensor, "n c h w"]
@@ -112,7 +112,7 @@ class Generator(nn.Module):
     def forward(
         self, z: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None
     ) -> Float[Tensor, "n c s s"]:
-        x = self.to_4x4(self.latent(z, labels)).view(-1, self.channels, 4, 4)
+        x = channels_last(self.to_4x4(self.latent(z, labels)).view(-1, self.channels, 4, 4))
         for block in self.blocks:
             x = block(x)
         return self.to_image(F.relu(self.last_norm(x))).tanh()

@@ -281,8 +281,9 @@ class Discriminator(nn.Module):
         x = _activated(self.from_image(images))
         for block in self.blocks:
             x = block(x)
-        x = _activated(self.last_conv(torch.cat([x, _deviations(x)], dim=1)))
-        return self.head(_activated(self.dense(x.flatten(1))), labels)
+        x = self.last_conv(torch.cat([x, _deviations(x)], dim=1))
+        # Flattened first: the dense layer's gradient comes in that layout.
+        return self.head(_activated(self.dense(_activated(x.flatten(1)))), labels)
 
 
 def _deviations(x: Maps) -> Float[Tensor, "n 1 h w"]:
