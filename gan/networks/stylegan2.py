@@ -199,7 +199,7 @@ class Generator(nn.Module):
 
     def images(self, styles: Styles) -> Float[Tensor, "n c s s"]:
         """Images from one style for each layer."""
-        x = self.constant.expand(len(styles), -1, -1, -1)
+        x = self.constant.expand(styles.shape[0], -1, -1, -1)  # len() would fix it in an export
         image, layer = None, 0
         for index, to_image in enumerate(self.to_images):
             for _ in range(2 if index else 1):
