@@ -11,6 +11,7 @@ from gan.config import (
     ConfigError,
     GeneratorConfig,
     ObjectiveConfig,
+    PlayerConfig,
     TurnsConfig,
 )
 from gan.game import Game
@@ -26,6 +27,11 @@ def reusing(**changes) -> TurnsConfig:
     )
 
 
+def lr_of(player: PlayerConfig) -> float:
+    assert isinstance(player.lr, float)
+    return player.lr
+
+
 def test_a_round_is_that_of_the_textbooks_loop():
     """Goodfellow et al. 2014, algorithm 1, as it is taught: one minibatch of noise for both."""
     config = small_game(
@@ -33,9 +39,9 @@ def test_a_round_is_that_of_the_textbooks_loop():
     )
     ours, by_hand = play_rounds(new_game(config), 3), new_game(config)
     G, D = by_hand.G, by_hand.D
-    rates = {"betas": (0.0, 0.99), "eps": 1e-8}
-    G_optimizer = torch.optim.Adam(G.parameters(), lr=config.generator.lr, **rates)
-    D_optimizer = torch.optim.Adam(D.parameters(), lr=config.discriminator.lr, **rates)
+    rates: dict = {"betas": (0.0, 0.99), "eps": 1e-8}
+    G_optimizer = torch.optim.Adam(G.parameters(), lr=lr_of(config.generator), **rates)
+    D_optimizer = torch.optim.Adam(D.parameters(), lr=lr_of(config.discriminator), **rates)
     ones, zeros = torch.ones(SIZE, dtype=torch.float64), torch.zeros(SIZE, dtype=torch.float64)
     batches = stream(config, by_hand.world)
     for turn in range(3):
