@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 REACH_SEC = 3
 COLLECTIVE_TIMEOUT_SEC = 600
 GOODBYE_SEC = 2.0
+CONTROLLER = "TrainController"
 PLACE_SEC = 30  # for placing workers: it is asked for room that is there
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 LEADER_BYTES = 2**20  # a token: what it really takes is Ray's to see
@@ -104,11 +105,42 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        ours = [] if address else _ray_processes()
+        ours = _controllers() if address else _ray_processes()
         ray.shutdown()
         _, left = psutil.wait_procs(ours, timeout=GOODBYE_SEC)
         for process in left:
             process.kill()
+
+
+def actors(class_name: str, *, state: str | None = "ALIVE") -> list[dict[str, Any]]:
+    """What Ray's table says of this driver's actors of a class, in any state where `state` is
+    None; [] where Ray does not tell.
+    """
+    # The state API proper needs a dashboard; this asks the cluster's own table, as it does.
+    from ray._private.state import state as cluster_state
+
+    try:
+        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+        table = cluster_state.actor_table(None, job, state).values()
+        return [entry for entry in table if entry["ActorClassName"] == class_name]
+    except Exception as error:
+        log.debug("cannot ask for actors: %s", error)
+        return []
+
+
+def _controllers() -> list[psutil.Process]:
+    """The processes of this driver's Train controllers on this machine, those of past attempts
+    too: one was seen to outlive its actor by half a minute.
+    """
+    found = []
+    here = ray.util.get_node_ip_address()
+    for entry in actors(CONTROLLER, state=None):
+        with suppress(psutil.Error):
+            if entry["Address"]["IPAddress"] == here:
+                process = psutil.Process(entry["Pid"])
+                if CONTROLLER in " ".join(process.cmdline()):  # else the number is another's
+                    found.append(process)
+    return found
 
 
 def _ray_processes() -> list[psutil.Process]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import planned_resources  # before ray: it sets Ray's environment
+from pipeline.cluster import actors, planned_resources  # before ray: it sets Ray's environment
 
 import psutil  # isort: skip
 import ray
@@ -99,18 +99,10 @@ def room(
 
 def our_workers() -> list[Process]:
     """The workers of this driver that are alive; [] where Ray does not tell."""
-    # The state API proper needs a dashboard; this asks the cluster's own table, as it does.
-    try:
-        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-        table = _state().actor_table(None, job, "ALIVE").values()
-        return [
-            Process(a["Address"]["NodeID"], a["Address"]["IPAddress"], a["Pid"])
-            for a in table
-            if a["ActorClassName"] == WORKER
-        ]
-    except Exception as error:
-        log.debug("cannot ask for the workers: %s", error)
-        return []
+    return [
+        Process(a["Address"]["NodeID"], a["Address"]["IPAddress"], a["Pid"])
+        for a in actors(WORKER)
+    ]
 
 
 def clear_away(workers: Sequence[Process], *, folder: Path, prefix: str) -> Left:

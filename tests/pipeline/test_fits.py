@@ -140,7 +140,11 @@ def workers() -> list[psutil.Process]:
 
 
 def kill_controller() -> None:
-    actors("TrainController")[-1].kill()
+    from pipeline.cluster import _controllers
+
+    there = actors("TrainController")
+    assert {process.pid for process in _controllers()} == {process.pid for process in there}
+    there[-1].kill()
 
 
 def players(run: Run) -> dict[str, torch.Tensor]:
