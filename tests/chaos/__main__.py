@@ -46,7 +46,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--arm", choices=ARMS, default="forger")
     parser.add_argument("--only", action="append", default=[], help="kinds with this word")
     parser.add_argument("--per-run", type=int, help="faults of a run; the kind's own if left out")
-    parser.add_argument("--run", type=int, help="only this run of the schedule")
+    parser.add_argument("--run", type=int, nargs="+", help="only these runs of the schedule")
     parser.add_argument("--patience", type=float, default=600, help="seconds a run may take")
     parser.add_argument("--folder", help="where to work; kept afterwards")
     parser.add_argument("--minutes", type=float, default=10, help="soak: how long")
@@ -66,7 +66,7 @@ def suite(stand: Stand, options: argparse.Namespace) -> int:
         }
     plans = schedule(options.seed, options.faults, chosen)
     if options.run is not None:
-        plans = tuple(plan for plan in plans if plan.number == options.run)
+        plans = tuple(plan for plan in plans if plan.number in options.run)
     planned = sum(len(plan.faults) for plan in plans)
     twins = Twins(stand, options.arm, options.patience)
     played: list[Played] = []

@@ -261,14 +261,14 @@ class Scene:
         while self.others:
             self._tend()
             time.sleep(POLL_SEC)
+        # The nodes and a new MLflow server are the stand's, not the run's.
+        known = self._before | self.stand.pids
         ended = self.command.poll() is not None
         if not ended:
             for process in processes.family():
-                if process.pid not in self._before and not processes.called("ray/", [process]):
+                if process.pid not in known and not processes.called("ray/", [process]):
                     processes.strike(process, signal.SIGKILL)
             self.command.wait()
-        # The nodes and a new MLflow server are the stand's, not the run's.
-        known = self._before | self.stand.pids
         left = processes.strays(known, patience_sec=STRAYS_SEC)
         if ended:
             self.wrong += [f"left running: {line}" for line in left]

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.pipeline.servers import make_bucket, mlflow_server, s3
 BUCKET = "chaos"
 OBJECT_STORE_BYTES = 100 * 2**20
 TIGHT_MIB = 48  # of the small disk that faults fill
+HEALTH_SEC = 20
 RAY_SETTINGS = {
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -106,6 +108,8 @@ class Stand:
         self.nan_file.unlink(missing_ok=True)
         if self._nodes is not None:
             self._nodes.restore()
+        # Without it all that follows would be blamed on those that are tested.
+        urllib.request.urlopen(f"{self._mlflow_uri}/health", timeout=HEALTH_SEC).close()
 
     @property
     def tracking(self) -> Backend:
