@@ -4,6 +4,7 @@ came before; one thread reads ahead.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Generator, Iterator
@@ -23,6 +24,7 @@ from pipeline.shards import ShardReader
 
 PLANNED = 8192  # images whose order is computed at once: a batch at a time it would cost more
 BATCHES_AHEAD = 2
+GOODBYE_SEC = 5.0  # for the batch that is being read when nobody wants any more
 FORESEEN = 2**22  # images, at most, whose shards are asked for ahead of time
 EVERY = 8  # of the images ahead, one in so many is looked at: a shard has thousands
 
@@ -138,7 +140,16 @@ def _ahead(items: Iterator[tuple[Batch, np.ndarray]]) -> Generator[tuple[Batch, 
 
     for _ in range(BATCHES_AHEAD + 1):
         room.put(True)
-    threading.Thread(target=work, name="batches", daemon=True).start()
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+
+    def end() -> None:
+        over.set()
+        room.put(False)
+        thread.join(GOODBYE_SEC)
+
+    # A thread that is inside torch when the interpreter ends would abort the process.
+    atexit.register(end)
+    thread.start()
     try:
         while True:
             item = ready.get()
@@ -147,8 +158,8 @@ def _ahead(items: Iterator[tuple[Batch, np.ndarray]]) -> Generator[tuple[Batch, 
             yield item
             room.put(True)
     finally:
-        over.set()
-        room.put(False)
+        atexit.unregister(end)
+        end()
 
 
 def _on_device(
