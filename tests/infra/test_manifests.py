@@ -26,7 +26,8 @@ def check(manifest: dict[str, Any], version: str) -> None:
     if manifest["kind"] in kuberay.KINDS:
         schema = kuberay.KINDS[manifest["kind"]]
         jsonschema.Draft202012Validator(schema).validate(manifest)
-        for where, template in kuberay.templates(manifest):
+        autoscaler = ("autoscaler", kuberay.autoscaler(manifest))
+        for where, template in (*kuberay.templates(manifest), autoscaler):
             pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": where}}
             kubernetes_validate.validate(pod | {"template": template}, version, strict=True)
     else:
@@ -51,6 +52,9 @@ def test_kubernetes_and_kuberay_take_every_manifest(root, version):
         (("spec", "workerGroupSpecs", 0, "minReplicas"), -1),
         (("spec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
         (("spec", "autoscalerOptions", "version"), "v3"),
+        (("spec", "autoscalerOptions", "resources"), {"limit": {"cpu": "1"}}),
+        (("spec", "networkPolicy"), {"mode": "DenyIngress"}),
+        (("spec", "gcsFaultToleranceOptions"), {"storage": {"claim": "gcs"}}),
         (("spec", "authOptions", "mode"), "tokens"),
     ],
     ids=lambda value: str(value[-1]) if isinstance(value, tuple) else "",
@@ -64,6 +68,22 @@ def test_a_misspelt_or_mistyped_field_is_refused(path, value):
     place[path[-1]] = value
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         check(broken, KUBERNETES[-1])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"onSuccess": {"policy": "DeleteCluster"}},
+        {"deletionRules": []},
+        {"deletionRules": [{"policy": "DeleteSelf", "condition": {"ttlSeconds": 60}}]},
+    ],
+    ids=["half of the pair", "no rule", "rules beside shutdownAfterJobFinishes"],
+)
+def test_how_a_job_is_cleared_away_is_said_in_one_way(strategy):
+    (job,) = [m for m in all_of("job") if m["kind"] == "RayJob"]
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    with pytest.raises(jsonschema.ValidationError):
+        check(job | {"spec": job["spec"] | {"deletionStrategy": strategy}}, KUBERNETES[-1])
 
 
 def test_a_job_has_one_cluster_and_is_begun_anew_only_with_its_own():
