@@ -7,10 +7,11 @@ import dataclasses
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos import processes
-from tests.chaos.faults import kinds
+from tests.chaos.faults import FAULTS, kinds
 from tests.chaos.game import STAGES, TOLERANCE
 from tests.chaos.ours import Ours, largest_difference
 from tests.chaos.scene import Arm, Scene, Struck
@@ -23,7 +24,7 @@ ARMS = ("forger", "plain")
 
 def main() -> int:
     """Plays the schedule of the seed; 0 where every fault struck, recovered and left no trace."""
-    options = parsed()
+    options = parsed(sys.argv[1:])
     processes.adopt_orphans()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="forger-chaos-"))
     print(f"in {folder}", flush=True)
@@ -35,7 +36,7 @@ def main() -> int:
         return suite(stand, options)
 
 
-def parsed() -> argparse.Namespace:
+def parsed(words: Sequence[str]) -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
     parser.add_argument("what", nargs="?", choices=("suite", "soak"), default="suite")
@@ -53,7 +54,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--mttf", type=float, default=120, help="soak: mean seconds between faults"
     )
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def suite(stand: Stand, options: argparse.Namespace) -> int:
@@ -89,12 +90,13 @@ def suite(stand: Stand, options: argparse.Namespace) -> int:
 def one_run(stand: Stand, options: argparse.Namespace, plan: Plan, twins: Twins) -> Played:
     """Plays one plan and holds it against its twin."""
     started = time.monotonic()
+    if not any(options.arm in FAULTS[fault.kind].arms for fault in plan.faults):
+        return not_played(plan, "not for this arm")
     try:
         twin = twins.of(plan.stage)
         arm = new_run(options.arm, stand, plan.stage, plan.name)
     except CannotBreak as error:
-        skipped = [Struck(f.kind, plan.name, 0, skipped=str(error)) for f in plan.faults]
-        return Played(plan.name, skipped, [], 0, 0)
+        return not_played(plan, str(error))
     scene = Scene(arm, plan, patience_sec=options.patience)
     scene.play()
     stand.heal()
@@ -112,6 +114,12 @@ def one_run(stand: Stand, options: argparse.Namespace, plan: Plan, twins: Twins)
         else:
             wrong += arm.verdict(twin)
     return Played(plan.name, scene.struck, wrong, time.monotonic() - started, scene.starts)
+
+
+def not_played(plan: Plan, why: str) -> Played:
+    """What the table says of a plan that cannot be played."""
+    skipped = [Struck(fault.kind, plan.name, 0, skipped=why) for fault in plan.faults]
+    return Played(plan.name, skipped, [], 0, 0)
 
 
 def new_run(

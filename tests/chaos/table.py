@@ -31,12 +31,13 @@ def markdown(arm: str, words: Sequence[str], played: Sequence[Played], *, planne
     struck = [one for run in played for one in run.struck if not one.skipped]
     skipped = [one for run in played for one in run.struck if one.skipped]
     bad = {run.run for run in played if run.wrong}
+    broken = len({one.run for one in struck})
     recovered = sum(one.recovered_sec is not None for one in struck)
     equal = sum(one.run not in bad for one in struck)
     text = [
         f"`{' '.join(words)}` (arm: {arm}; {_commit()}; {_machine()}; "
         f"{time.strftime('%Y-%m-%d')}): "
-        f"{len(struck)} of {planned} faults struck in {len(played)} runs, "
+        f"{len(struck)} of {planned} faults struck in {broken} runs, "
         f"{sum(run.seconds for run in played) / 60:.0f} min; "
         f"**{recovered} recovered, {equal} in runs that ended equal**.",
         "",

@@ -13,6 +13,7 @@ from threading import Thread
 import pytest
 
 from tests.bench.goodput_model import Costs, formula, mttf_sec, simulated, young_daly
+from tests.chaos.__main__ import one_run, parsed
 from tests.chaos.faults import FAULTS, kinds
 from tests.chaos.game import ROOT, STAGES
 from tests.chaos.ours import curves_differ, points_differ, weights_differ
@@ -20,6 +21,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.scene import seconds_to_recover
 from tests.chaos.schedule import EARLIEST, LATEST, exponential, schedule
 from tests.chaos.soak import model, outage
+from tests.chaos.table import markdown
 
 
 def test_a_schedule_is_a_function_of_its_seed():
@@ -54,6 +56,16 @@ def test_a_hundred_faults_are_of_all_kinds_as_often_as_they_weigh():
     for name, kind in every.items():
         # In each shuffled round exactly its weight, and the last round may be cut anywhere.
         assert abs(counts[name] - share * kind.weight) <= kind.weight
+
+
+def test_a_run_is_not_played_for_faults_that_its_arm_cannot_suffer():
+    nodes = schedule(0, 4, kinds(storage="s3", only=("node",)))
+    options = parsed(["--arm", "plain"])
+    played = [one_run(None, options, plan, None) for plan in nodes]  # type: ignore[arg-type]
+    assert [one.struck[0].skipped for one in played] == ["not for this arm"] * len(nodes)
+    assert "**0 recovered, 0 in runs that ended equal**" in markdown(
+        "plain", ["a", "command"], played, planned=4
+    )
 
 
 def test_outages_that_overlap_are_counted_once():
