@@ -6,33 +6,51 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from gan.config import ConfigError, GameConfig
 from gan.game import Game
 from gan.modes import Modes
 from pipeline.checkpoint import CheckpointWriter, Standing, latest_checkpoint, standings
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 
 COURSE = "course.json"
 KEPT_SEC = 60.0  # what a kill may cost
 Course = list[tuple[int, Modes]]
 
 
-class KeptCourse:
-    """One game's place: a checkpoint and the course up to it, the same game again goes on there.
+@contextmanager
+def kept_in(
+    uri: str, mixture: str, config: GameConfig, *, seed: int, looks: int
+) -> Iterator[KeptCourse]:
+    """One game's place, for this process alone; what was kept is written once it is left.
 
-    Raises ConfigError where the folder holds another game.
+    Raises ConfigError where the folder holds another game, or another process plays this one.
     """
+    storage = open_storage(uri)
+    with storage.locked(f"another process plays the game that {uri} keeps"):
+        kept = KeptCourse(storage, mixture, config, seed=seed, looks=looks)
+        try:
+            yield kept
+        finally:
+            kept.wait()
 
-    def __init__(self, uri: str, mixture: str, config: GameConfig, *, seed: int, looks: int):
-        self._storage = open_storage(uri)
+
+class KeptCourse:
+    """A checkpoint and the course up to it; the same game again goes on there."""
+
+    def __init__(
+        self, storage: Storage, mixture: str, config: GameConfig, *, seed: int, looks: int
+    ):
+        self._storage = storage
         told = [mixture, asdict(config), seed, looks]
         self._digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         if {standing.experiment_digest for standing in standings(self._storage)} - {self._digest}:
             raise ConfigError(
                 [
-                    f"{uri} keeps a game of other settings, seed or looks; "
+                    f"{storage.uri} keeps a game of other settings, seed or looks; "
                     "repeat the command that began it, or name another folder"
                 ]
             )

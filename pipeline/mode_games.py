@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from gan.modes import Modes, grid, of_classes, of_points, ring
 from gan.randomness import generator, latents
 from gan.sampling import to_uint8
 from pipeline.extractors import shipped
-from pipeline.kept_course import KeptCourse
+from pipeline.kept_course import kept_in
 from pipeline.sources.embedded import open_embedded
 from pipeline.sources.source import Scratch
 from pipeline.trained_extractor import load_classifier
@@ -128,35 +129,35 @@ def play(
     last time at its end; `looked` is told each time. Real samples are drawn anew for every batch.
 
     In `keep`, a folder or s3:// prefix, the game goes on where a killed process left it; what was
-    looked at before is told again. Raises ConfigError where it holds another game.
+    looked at before is told again. Raises ConfigError where it holds another game, or another
+    process plays this one.
     """
     source = mixture(name)
     game = Game(config, source.sample, seed=seed)
-    kept = None if keep is None else KeptCourse(keep, name, config, seed=seed, looks=looks)
-    total = config.turns.total_nimg
-    every = -(-total // looks)
-    tick = max(1, min(every, total // 100))
-    course = [] if kept is None else kept.take_up(game)
-    for look in course:
-        looked(*look)
-    samples = None
-    batches = _batches(
-        source, batch_size=config.turns.batch_size, seed=seed, first=game.num_batches
-    )
-    for moment in training(game, batches, until_nimg=total, tick_nimg=tick):
-        heard(moment.nimg, total)
+    keeping = kept_in(keep, name, config, seed=seed, looks=looks) if keep else nullcontext()
+    with keeping as kept:
+        total = config.turns.total_nimg
+        every = -(-total // looks)
+        tick = max(1, min(every, total // 100))
+        course = [] if kept is None else kept.take_up(game)
+        for look in course:
+            looked(*look)
         samples = None
-        if moment.nimg >= min(total, every * (len(course) + 1)):
+        batches = _batches(
+            source, batch_size=config.turns.batch_size, seed=seed, first=game.num_batches
+        )
+        for moment in training(game, batches, until_nimg=total, tick_nimg=tick):
+            heard(moment.nimg, total)
+            samples = None
+            if moment.nimg >= min(total, every * (len(course) + 1)):
+                samples = _forged(game, source.num_samples)
+                course.append((moment.nimg, source.modes(samples)))
+                looked(*course[-1])
+            if kept is not None:
+                kept.put(game, course, now=moment.nimg >= total)
+        if samples is None:  # it had been played to its end before
             samples = _forged(game, source.num_samples)
-            course.append((moment.nimg, source.modes(samples)))
-            looked(*course[-1])
-        if kept is not None:
-            kept.put(game, course, now=moment.nimg >= total)
-    if kept is not None:
-        kept.wait()
-    if samples is None:  # it had been played to its end before
-        samples = _forged(game, source.num_samples)
-    return Played(seed, tuple(course), source.shown(samples))
+        return Played(seed, tuple(course), source.shown(samples))
 
 
 def _batches(

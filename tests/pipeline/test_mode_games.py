@@ -114,6 +114,14 @@ play("ring", small(), seed=3, looks=4, heard=heard, keep={keep!r})
         play("ring", small(), seed=4, looks=4, keep=keep)
 
 
+def test_two_commands_do_not_keep_one_game(tmp_path: Path):
+    def second(nimg: int, total: int) -> None:
+        with pytest.raises(ConfigError, match=f"another process plays the game that {tmp_path}"):
+            play("ring", small(), seed=3, keep=str(tmp_path))
+
+    play("ring", small(), seed=3, heard=second, keep=str(tmp_path))
+
+
 def test_the_command_prints_the_floor_the_games_and_the_published_table(tmp_path: Path):
     picture = tmp_path / "ring.png"
     words = ["modes", "ring", "turns.total_kimg=2", "generator.width=16", "discriminator.width=16"]
