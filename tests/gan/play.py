@@ -17,6 +17,17 @@ from tests.conftest import small_game
 
 SHAPE = (1, 8, 8)
 
+# In exact arithmetic the trajectory does not depend on how the batch is split. In floating point
+# each sum is rounded in another order: a relative error of some eps in each gradient, which Adam
+# passes on to steps of lr = 1e-3, so that 100 of them move a weight of size 1 by about one eps
+# (seen: 2.2e-16 and 2.4e-7). A factor of a thousand is left for larger sums and other processors;
+# a wrong weight for an uneven share shows as 1e-3.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
 
 def global_batch(index: int, *, batch_size: int) -> Tensor:
     """Global batch number `index`: bright blobs, uint8."""
