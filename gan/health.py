@@ -25,7 +25,8 @@ REMEDIES: dict[State, str] = {
 }
 
 # Exploding. -log of the smallest float32 above 0 is 103.3: at a mean loss beyond it D's
-# probability of what happened is 0 in float32, and no gradient tells G or D where to go.
+# probability of what happened is 0 in float32, and no gradient tells G or D where to go. A critic
+# states no probability: its losses are distances, whose size and zero are the data's.
 LOSS_LIMIT = 103.3
 # Gradients of games that live vary by a factor of ten from tick to tick; those that explode grow
 # by millions. Measured against the largest running median so far, so that a gradient that comes
@@ -132,9 +133,10 @@ class _Exploding:
         self._largest = dict.fromkeys(_GRADIENTS, 0.0)
 
     def see(self, nimg: int, metrics: Mapping[str, float]) -> Verdict:
+        losses = () if "game/distance" in metrics else ("d/loss", "g/loss")
         found = [
             (name, abs(metrics[name]), LOSS_LIMIT, "a loss of no meaning")
-            for name in ("d/loss", "g/loss")
+            for name in losses
             if abs(metrics.get(name, 0.0)) > LOSS_LIMIT
         ]
         for name in _GRADIENTS:

@@ -30,6 +30,9 @@ def nonsaturating(**gammas: float) -> ObjectiveConfig:
     return ObjectiveConfig(name="nonsaturating", **gammas)  # pyright: ignore[reportArgumentType]
 
 
+WGAN_GP = ObjectiveConfig(name="wasserstein", gp_lambda=10.0, r1_gamma=0.0, r2_gamma=0.0)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     "objective",
@@ -50,9 +53,20 @@ def test_a_healthy_game_is_never_under_alarm(objective, seed):
     assert scores[-1] < 0.8 * scores[0]  # it was healthy indeed
 
 
-def test_learning_rates_far_too_high_diverge_and_what_was_before_is_sound():
+def test_a_critics_losses_may_be_of_any_size():
+    """W1 of images is their distance in pixels, and a critic's zero is anywhere; a D that states
+    probabilities has none left at such a loss.
+    """
+    lost = {"d/loss": -180.0, "g/loss": 400.0, "d/grad_norm": 5.0, "g/grad_norm": 5.0}
+    for name, state in (("game/distance", "healthy"), ("game/value", "diverging")):
+        assert judged([(n, lost | {name: -180.0}) for n in (1, 2, 3)])[-1][1].state == state
+
+
+@pytest.mark.parametrize("objective", [ObjectiveConfig(), WGAN_GP], ids=lambda o: o.name)
+def test_learning_rates_far_too_high_diverge_and_what_was_before_is_sound(objective):
     lr = Steps(at_kimg=(0, 2.4), values=(1e-3, 1.0))
-    verdicts = judged(list(journal(digits_game(g_lr=lr, d_lr=lr, total_kimg=3))))
+    game = digits_game(g_lr=lr, d_lr=lr, total_kimg=3, objective=objective)
+    verdicts = judged(list(journal(game)))
     assert all(v.state == "healthy" and v.sound for nimg, v in verdicts if nimg <= 2400)
     nimg, verdict = first(verdicts, "diverging")
     assert 2400 < nimg <= 2400 + 3 * 160
