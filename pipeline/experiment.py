@@ -48,6 +48,7 @@ LATER = (
     "objective.weight_clip",
     "conditioning.auxiliary_weight",
     "turns.compile",
+    "turns.reuse_fakes",
     "augment.policies",
     "augment.probability",
     "augment.target",
@@ -331,11 +332,7 @@ class Experiment:
             "augment",
         )
         values = self.to_dict()
-        identity = dict(leaves({part: values[part] for part in parts}))
-        first = dict(leaves(dataclasses.asdict(GameConfig())))
-        for key in LATER:
-            if identity.get(key) == first[key]:
-                identity.pop(key)
+        identity = as_at_first({part: values[part] for part in parts})
         for key in self.data.without_effect:  # the digest of the data counts, not its place
             identity.pop(f"data.{key}")
         if self.watchdog.action == "rollback":  # its remedies are part of the trajectory
@@ -348,6 +345,18 @@ class Experiment:
     def digest(self) -> str:
         """sha256 of the identity."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+def as_at_first(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of nested plain values, without those of `LATER` that are as they were before
+    they came: two games of one such record are one.
+    """
+    settings = dict(leaves(values))
+    first = dict(leaves(dataclasses.asdict(GameConfig())))
+    for key in LATER:
+        if settings.get(key) == first[key]:
+            settings.pop(key)
+    return settings
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from gan.config import ConfigError, GameConfig
 from gan.game import Game
 from gan.modes import Modes
 from pipeline.checkpoint import CheckpointWriter, Standing, latest_checkpoint, standings
+from pipeline.experiment import as_at_first
 from pipeline.storage import Storage, open_storage
 
 COURSE = "course.json"
@@ -25,7 +26,7 @@ Course = list[tuple[int, Modes]]
 def kept_in(
     uri: str, mixture: str, config: GameConfig, *, seed: int, looks: int
 ) -> Iterator[KeptCourse]:
-    """One game's place, for this process alone; what was kept is written once it is left.
+    """One game's place, for one process of this machine; what was kept is written once it is left.
 
     Raises ConfigError where the folder holds another game, or another process plays this one.
     """
@@ -45,7 +46,7 @@ class KeptCourse:
         self, storage: Storage, mixture: str, config: GameConfig, *, seed: int, looks: int
     ):
         self._storage = storage
-        told = [mixture, asdict(config), seed, looks]
+        told = [mixture, as_at_first(asdict(config)), seed, looks]
         self._digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         if {standing.experiment_digest for standing in standings(self._storage)} - {self._digest}:
             raise ConfigError(

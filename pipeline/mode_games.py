@@ -130,7 +130,7 @@ def play(
 
     In `keep`, a folder or s3:// prefix, the game goes on where a killed process left it; what was
     looked at before is told again. Raises ConfigError where it holds another game, or another
-    process plays this one.
+    process of this machine plays this one.
     """
     source = mixture(name)
     game = Game(config, source.sample, seed=seed)

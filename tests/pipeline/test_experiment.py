@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gan.config import ConfigError, Schedule, Steps, value_at
+from pipeline.data_config import DataConfig
+from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict, experiment_toml, load_experiment
 
 MINIMAL = 'name = "tiny"\n[data]\nshards = "data/tiny"\n'
@@ -144,6 +146,12 @@ def test_the_identity_holds_what_the_weights_depend_on(write):
     assert load_experiment(path, ["cluster.workers=4"]).experiment.digest == plain.digest
     assert load_experiment(path, ["generator.lr=1e-3"]).experiment.digest != plain.digest
     assert load_experiment(path, ["seed=1"]).experiment.digest != plain.digest
+
+
+def test_a_setting_that_comes_later_does_not_change_what_was_begun_before_it():
+    """Where this fails a new setting is missing in `LATER`, or an old one has changed."""
+    tiny = Experiment(name="tiny", data=DataConfig(shards="data/tiny"))
+    assert tiny.digest == "16ff9ad5ae290500bf6968406261052e007dffbad3105dfe099358ba5fb12a10"
 
 
 @pytest.mark.parametrize(
