@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -109,7 +110,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
         _, left = psutil.wait_procs(ours, timeout=GOODBYE_SEC)
         for process in left:
-            process.kill()
+            with suppress(psutil.Error):  # gone at this moment, or another user's
+                process.kill()
 
 
 def actors(class_name: str, *, state: str | None = "ALIVE") -> list[dict[str, Any]]:
@@ -130,8 +132,17 @@ def actors(class_name: str, *, state: str | None = "ALIVE") -> list[dict[str, An
 
 def _controllers() -> list[psutil.Process]:
     """The processes of this driver's Train controllers on this machine, those of past attempts
-    too: one was seen to outlive its actor by half a minute.
+    too: one was seen to outlive its actor by half a minute. What a lost head does not answer in
+    GOODBYE_SEC stays unknown: Ray itself would wait for it without end.
     """
+    found: list[psutil.Process] = []
+    asking = threading.Thread(target=lambda: found.extend(_told_controllers()), daemon=True)
+    asking.start()
+    asking.join(GOODBYE_SEC)
+    return list(found)
+
+
+def _told_controllers() -> list[psutil.Process]:
     found = []
     here = ray.util.get_node_ip_address()
     for entry in actors(CONTROLLER, state=None):

@@ -5,21 +5,45 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+from typing import Any
 
-import psutil
+import pytest
 
 from pipeline import cluster
 from pipeline.experiment import ClusterConfig
 
 
-def test_a_controller_that_outlives_its_actor_ends_with_the_connection(monkeypatch):
+@pytest.fixture
+def far_cluster(monkeypatch):
+    """A cluster elsewhere, as far as `connected` sees."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     for name in ("init", "shutdown"):
         monkeypatch.setattr(cluster.ray, name, lambda **_: None)
-    monkeypatch.setattr(cluster, "GOODBYE_SEC", 0.1)
-    lingering = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    monkeypatch.setattr(cluster, "_controllers", lambda: [psutil.Process(lingering.pid)])
+    monkeypatch.setattr(cluster.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(cluster, "GOODBYE_SEC", 0.5)
+
+
+def test_a_controller_that_outlives_its_actor_ends_with_the_connection(far_cluster, monkeypatch):
+    code = "import time; time.sleep(60)"
+    lingering = subprocess.Popen([sys.executable, "-c", code, cluster.CONTROLLER])
+
+    def told(class_name: str, *, state: str | None = "ALIVE") -> list[dict[str, Any]]:
+        assert class_name == cluster.CONTROLLER
+        dead = {"Address": {"IPAddress": "127.0.0.1"}, "Pid": lingering.pid}
+        return [dead] if state is None else []
+
+    monkeypatch.setattr(cluster, "actors", told)
     with cluster.connected(ClusterConfig()):
         assert lingering.poll() is None
     assert lingering.wait(10) == -signal.SIGKILL
+
+
+def test_the_connection_ends_though_the_head_does_not_answer_any_more(far_cluster, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(cluster, "actors", lambda *_, **__: answered.wait(60) and [])
+    with cluster.connected(ClusterConfig()):
+        pass
+    assert not answered.is_set()
+    answered.set()
