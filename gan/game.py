@@ -117,6 +117,11 @@ class Game:
             self._adaptive = AdaptiveProbability(config.augment, **how)
         self._d_turn = self._distributed(DTurn(self.D, config.objective, **rules))
         self._g_turn = self._distributed(GTurn(self.G, self.D, config.objective, **rules))
+        if isinstance(self._g_turn, DistributedDataParallel):
+            # G's statistics follow rank 0's after each turn. DDP would write them before it as
+            # well, between the forward and the backward of fakes that both turns share. (From
+            # torch 2.13 on the argument is `forward_sync_buffers`, and this name still sets it.)
+            self._g_turn.broadcast_buffers = False
 
     @property
     def G_ema(self) -> nn.Module:
@@ -149,6 +154,7 @@ class Game:
         """D's turn: one step against fakes that G does not learn from, or not yet. Every rank must
         call this.
         """
+        self._seen = None  # its graph goes before the next is built
         turn, weights = self.d_turns, self._penalty_weights()
         z = self._my_latents("latent/d", turn)
         how = {"weights": weights, "probability": self._augment_probability()}

@@ -15,6 +15,7 @@ COLLECTIVE = re.compile(
 )
 FINAL = ("StorageError", "FencedError", "ConfigError")  # another attempt would end the same way
 MEMORY = ("MemoryError", "OutOfMemoryError", "OutOfMemory")
+LESS_MEMORY = "lower turns.batch_size, or set turns.micro_batch (with turns.reuse_fakes = false)"
 MAX_WAIT_SEC = 30
 
 
@@ -100,8 +101,7 @@ def _of_worker(rank: int, failure: BaseException) -> Failure:
     if name in FINAL:
         return Failure(rank, Kind.FINAL, f"failed: {raised}")
     if name in MEMORY:
-        remedy = "lower turns.batch_size, or set turns.micro_batch"
-        return Failure(rank, Kind.MEMORY, f"ran out of memory ({text}); {remedy}")
+        return Failure(rank, Kind.MEMORY, f"ran out of memory ({text}); {LESS_MEMORY}")
     if isinstance(raised, RuntimeError) and COLLECTIVE.search(f"{name} {raised}"):
         return Failure(rank, Kind.COLLECTIVE, f"lost its peers ({text})")
     return Failure(rank, Kind.RAISED, f"failed: {name}: {text}")

@@ -18,7 +18,7 @@ from ray import tune
 
 from gan.config import ConfigError
 from pipeline.dataset import open_shards
-from pipeline.failures import first_failure
+from pipeline.failures import LESS_MEMORY, first_failure
 from pipeline.lease import Lease, take
 from pipeline.ledger import Ledger, Trial
 from pipeline.run import Run
@@ -102,7 +102,7 @@ def _failed(error: BaseException) -> dict[str, Any]:
     if isinstance(error, ConfigError):
         return {"ending": "failed", "reason": "; ".join(error.mistakes)}
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        remedy = "lower turns.batch_size, or set turns.micro_batch"
+        remedy = LESS_MEMORY
         error.__traceback__ = None  # its frames hold what filled the memory; the process plays on
         gc.collect()
         torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.dataset import ShardSet
 from pipeline.experiment import Experiment
+from pipeline.failures import LESS_MEMORY
 from pipeline.preflight.findings import Finding, good, wrong
 
 MAX_MEMORY_SHARE = 0.9
@@ -151,7 +152,7 @@ def enough_memory(workers: Facts) -> Finding:
                 f"workers on {facts['host']} peak at {together / 1e9:.3g} GB of "
                 f"{facts['memory_bytes'] / 1e9:.3g} GB",
                 needed=f"at most {MAX_MEMORY_SHARE:.0%} of it",
-                remedy="lower turns.batch_size, or set turns.micro_batch",
+                remedy=LESS_MEMORY,
             )
     peak = max(facts["peak_bytes"] for facts in workers)
     total = min(facts["memory_bytes"] for facts in workers)

@@ -196,8 +196,12 @@ def test_deviations_in_groups_that_workers_cut_make_another_game():
 
 
 @pytest.mark.slow
-def test_batch_normalization_leaves_one_generator_on_all_ranks():
-    changes = {"generator": GeneratorConfig(width=8, latent_dim=4, norm="batch")}
+@pytest.mark.parametrize("reuse", [False, True], ids=["fakes of their own", "fakes reused"])
+def test_batch_normalization_leaves_one_generator_on_all_ranks(reuse):
+    changes = {
+        "generator": GeneratorConfig(width=8, latent_dim=4, norm="batch"),
+        "turns": TurnsConfig(batch_size=8, reuse_fakes=reuse),
+    }
     first, second = run_ranks(state_after, 2, 20, changes)
     assert any("running_mean" in name for name in first)
     assert equal(first, second)
