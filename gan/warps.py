@@ -55,11 +55,14 @@ def rotation(images: Images, draws: Draws) -> Images:
     angle = 2 * math.pi * (draws[:, 0] - 0.5)
     times = (angle / (math.pi / 2)).round()
     rest = angle - times * (math.pi / 2)
-    turned = _turned(images, times % 4)
     along, across = (rest / 2).tan(), -rest.sin()
-    turned = _sheared(turned, along, steepest=math.tan(math.pi / 8))
-    turned = _sheared(turned.mT, across, steepest=math.sin(math.pi / 4)).mT
-    return _sheared(turned, along, steepest=math.tan(math.pi / 8))
+    first, second = math.tan(math.pi / 8), math.sin(math.pi / 4)
+    # What ends in the image leaves it by a row's largest move at most, between the first and last.
+    beside = math.ceil(first * (images.shape[2] - 1) / 2) + 1
+    turned = F.pad(_turned(images, times % 4), (beside, beside))
+    turned = _sheared(turned, along, steepest=first)
+    turned = _sheared(turned.mT, across, steepest=second).mT
+    return _sheared(turned, along, steepest=first)[..., beside:-beside]
 
 
 def scale(images: Images, draws: Draws) -> Images:

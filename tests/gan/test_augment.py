@@ -143,6 +143,24 @@ def test_a_rotation_turns_anticlockwise_by_its_angle(degrees):
     assert float(turned.sum()) == pytest.approx(float(before.sum()), rel=1e-3)
 
 
+@pytest.mark.parametrize("degrees", [-130, -45, -20, 7, 45, 100])
+def test_a_rotation_keeps_all_that_belongs_into_the_image(degrees):
+    """An even image stays even wherever the turned frame still covers it, and is 0 beyond."""
+    size, angle = 32, math.radians(degrees)
+    turned = applied(
+        "rotation", torch.ones(1, 1, size, size, dtype=torch.float64), degrees / 360 + 0.5
+    )
+    y, x = torch.meshgrid(
+        *[torch.arange(size, dtype=torch.float64) - (size - 1) / 2] * 2, indexing="ij"
+    )
+    source = torch.stack(
+        [x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)]
+    )
+    beyond = source.abs().amax(0) - (size - 1) / 2  # by how many pixels it came from outside
+    assert float((turned[0, 0][beyond < -2] - 1).abs().max()) < 1e-12
+    assert float(turned[0, 0][beyond > 3].abs().sum()) < 1e-12
+
+
 def test_what_leaves_the_image_does_not_come_back_from_the_other_side():
     corners = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
     corners[..., [0, 0, 15, 15], [0, 15, 0, 15]] = 1
