@@ -29,8 +29,8 @@ class Objective:
     d_loss: Callable[[Logits, Logits], Logits]
     g_loss: Callable[[Logits, Logits], Logits]
     coin: float | None  # d_loss of a D that can only toss a coin; None: a critic without bounds
-    pairs: bool = False  # whether a logit means something only beside that of its pair
     averages: bool = False
+    floats: bool = False  # a number added to all logits changes no loss: D's zero is anywhere
 
     def value(self, real: Logits, fake: Logits) -> Logits:
         """What D maximizes: d_loss on the scale of Goodfellow et al. 2014, eq. 1.
@@ -103,7 +103,9 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
     "nonsaturating": Objective(_minimax_d, _nonsaturating_g, coin=math.log(4)),
     "least-squares": Objective(_least_squares_d, _least_squares_g, coin=1.0),
     "hinge": Objective(_hinge_d, _critic_g, coin=2.0),
-    "wasserstein": Objective(_critic_d, _critic_g, coin=None),
-    "relativistic": Objective(_relativistic_d, _relativistic_g, coin=math.log(2), pairs=True),
-    "relativistic-average": Objective(_minimax_d, _average_g, coin=math.log(4), averages=True),
+    "wasserstein": Objective(_critic_d, _critic_g, coin=None, floats=True),
+    "relativistic": Objective(_relativistic_d, _relativistic_g, coin=math.log(2), floats=True),
+    "relativistic-average": Objective(
+        _minimax_d, _average_g, coin=math.log(4), averages=True, floats=True
+    ),
 }

@@ -79,6 +79,8 @@ class DTurn(nn.Module):
             "d/real_logit": real_logits.detach().sum(),
             "d/fake_logit": fake_logits.detach().sum(),
         }
+        with torch.no_grad():
+            report["d/real_sign"], report["d/accuracy"] = self._judgement(real_logits, fake_logits)
         real_logits, fake_logits = _compared(self.objective, real_logits, fake_logits)
         loss = self.objective.d_loss(real_logits, fake_logits).sum()
         report["d/loss"] = loss.detach()
@@ -106,7 +108,6 @@ class DTurn(nn.Module):
         with torch.no_grad():
             name = "game/distance" if self.objective.coin is None else "game/value"
             report[name] = self.objective.value(real_logits, fake_logits).sum()
-            report["d/real_sign"], report["d/accuracy"] = self._judgement(real_logits, fake_logits)
         return loss, report
 
     def _scored(
@@ -127,9 +128,10 @@ class DTurn(nn.Module):
         """E sign(logit) over reals, the r_t of Karras et al. 2020, eq. 1, and D's accuracy, as
         sums; a logit of 0 is a tossed coin.
 
-        A game of pairs leaves D's zero open, so there the logit is that of the pair: real - fake.
+        Where a number added to all logits changes no loss D's zero is anywhere: there the logit is
+        that of a pair, real - fake.
         """
-        if self.objective.pairs:
+        if self.objective.floats:
             sign = (real - fake).sign().sum()
             return sign, (len(real) + sign) / 2
         real_sign, fake_sign = real.sign().sum(), fake.sign().sum()

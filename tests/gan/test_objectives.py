@@ -204,6 +204,21 @@ def test_the_average_game_is_bce_of_logits_relative_to_the_other_sides_mean():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_where_a_shift_of_all_logits_changes_no_loss_it_changes_no_sign_either(name):
+    real, fake = torch.randn(2, 64, 1, dtype=torch.float64)
+    turn = DTurn(Scores(), ObjectiveConfig(name=name, r1_gamma=0, r2_gamma=0))
+    loss, report = turn(real, fake, None, Weights(), {})
+    shifted_loss, shifted = turn(real + 3, fake + 3, None, Weights(), {})
+    floats = OBJECTIVES[name].floats
+    assert torch.isclose(loss, shifted_loss) == floats
+    signs = (real - fake if floats else real).sign().sum()
+    assert report["d/real_sign"] == signs
+    if floats:
+        assert shifted["d/real_sign"] == signs
+        assert report["d/accuracy"] == shifted["d/accuracy"] == (64 + signs) / 2
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_losses_of_extreme_logits_are_finite(name):
     game, big = OBJECTIVES[name], torch.tensor([1e4, -1e4])
     for loss in (game.d_loss, game.g_loss, game.value):
