@@ -1,6 +1,7 @@
 """Differentiable augmentation of whatever D sees (Zhao et al. 2020), as a function of given draws.
 
-D never sees an image that is not augmented, real or fake, so G learns the images before that.
+Reals and fakes are augmented alike, so G learns the images before that, as long as what was done
+to them can be told (`AugmentConfig`).
 """
 
 from __future__ import annotations

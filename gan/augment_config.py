@@ -22,6 +22,10 @@ Policy = Literal[
     "hue",
 ]
 
+# Of these a random one is no different from the image itself once all are augmented: as many are
+# mirrored, turned, dark or blue as are not.
+LEAKING: tuple[Policy, ...] = ("flip", "quarters", "rotation", "luma", "hue")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
@@ -32,9 +36,15 @@ class AugmentConfig:
     turned about the greys, of images of 3 channels).
 
     Each policy is applied to an image with `probability`; penalties are on the images before it.
+    G draws the images before it as long as D can tell what was applied: with "flip", "quarters",
+    "rotation", "luma" and "hue" only while some are left as they are, 0.8 at most as a rule
+    (Karras et al. 2020, section 2.2).
+
     With a `target` the probability follows how much D overfits, by r_t = E sign D(real): it begins
     at 0, is never above `probability`, and may cross all of [0, 1] in `adapt_kimg`. A target of
-    0.6 is the paper's.
+    0.6 is the paper's, for a D whose zero means something. In games that leave it open (the
+    relativistic ones and Wasserstein's) r_t is of pairs, E sign(D(real) - D(fake)), which is
+    larger: of logits that are normal 0.77 where it would be 0.6.
     """
 
     policies: tuple[Policy, ...] = ()
@@ -44,6 +54,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         low, high = bounds(self.probability)
+        leaking = [repr(policy) for policy in self.policies if policy in LEAKING]
         check(
             (
                 len(set(self.policies)) == len(self.policies),
@@ -52,6 +63,12 @@ class AugmentConfig:
             (
                 0 <= low <= high <= 1,
                 f"probability must be in [0, 1], got {shown(self.probability)}",
+            ),
+            (
+                self.target is not None or high < 1 or not leaking,
+                f"probability must be below 1 with {', '.join(leaking)}: where every image is "
+                f"augmented G draws augmented ones, and up to 0.8 it is safe as a rule "
+                f"(Karras et al. 2020), got {shown(self.probability)}",
             ),
             (
                 self.target is None or 0 < self.target < 1,
