@@ -93,10 +93,10 @@ def build_discriminator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init/discriminator", 0))
         player = FAMILIES[config.network].Discriminator(config, shape, head=head)
-        if beside:
-            player = BesideLabel(player, sample.shape, num_classes=classes)
         if config.norm == "spectral":
             player = spectrally_normalized(player)
+        if beside:  # its pictures of labels are input, and as large as images are
+            player = BesideLabel(player, sample.shape, num_classes=classes)
     return _channels_last(player)
 
 

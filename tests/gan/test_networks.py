@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from gan.config import (
     Conditioning,
@@ -25,6 +26,7 @@ from gan.networks import (
     build_generator,
     iterate_spectral_norms,
 )
+from gan.networks.parts import BesideLabel
 from gan.penalties import Weights
 from gan.turns import DTurn, GTurn
 
@@ -206,6 +208,14 @@ def test_every_layer_of_a_spectrally_normalized_d_stretches_nothing(family):
     for layer in layers:
         largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
         assert float(largest) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_picture_of_a_label_is_as_bright_as_images_with_spectral_norms_too():
+    """It is input, no layer: divided by its table's largest singular value it would be dim."""
+    D = discriminator("concatenation", norm="spectral")
+    assert isinstance(D, BesideLabel)
+    assert float(D.embedding.weight.std()) == pytest.approx(1, abs=0.1)
+    assert parametrize.is_parametrized(next(m for m in D.modules() if isinstance(m, nn.Conv2d)))
 
 
 def test_looking_does_not_iterate_spectral_norms():
