@@ -85,7 +85,7 @@ class TurnsConfig:
     d_steps: int | Steps = 1
     g_steps: int = 1
     reuse_fakes: bool = False  # G learns from what D's last turn saw, as textbook loops have it
-    precision: Precision = "float32"
+    precision: Precision = "float32"  # a turn that pays a penalty is never in "bfloat16"
     compile: bool = False  # each player's step as one compiled function; equal up to rounding
 
     def __post_init__(self) -> None:

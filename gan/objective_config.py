@@ -25,6 +25,9 @@ PenaltyMethod = Literal["exact", "differences"]
 class ObjectiveConfig:
     """What each player descends (`gan.objectives`), and the penalties that keep D smooth.
 
+    The two are chosen apart: R1 and R2 are paid with every objective until they are set to 0, as
+    they are in the games of Goodfellow, of least squares, hinge and WGAN-GP as published.
+
     r1_gamma weighs gamma/2 E|grad D(x)|^2 on reals, r2_gamma the same on fakes (Mescheder et al.
     2018, eq. 9; both together: Huang et al. 2024, arXiv 2501.05441). gp_lambda weighs
     lambda E(|grad D(x)| - gp_target)^2 between pairs of a real and a fake: gp_target 1 is WGAN-GP

@@ -26,8 +26,8 @@ class _Block(nn.Module):
     """x plus two 3x3 convolutions of it, each after ReLU; where channels or resolution change, a
     1x1 convolution takes the place of x.
 
-    Without normalization the second convolution is scaled down, so that all `num_blocks` together
-    double the variance rather than each: what the paper leaves to batch or spectral norms.
+    The second convolution begins scaled down, whatever `norm` is, so that all `num_blocks`
+    together double the variance rather than each; the paper leaves that to its norms.
     """
 
     def __init__(
