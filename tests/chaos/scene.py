@@ -261,7 +261,8 @@ class Scene:
         while self.others:
             self._tend()
             time.sleep(POLL_SEC)
-        # The nodes and a new MLflow server are the stand's, not the run's.
+        # The nodes and a new MLflow server, once it is there, are the stand's, not the run's.
+        self.stand.settle()
         known = self._before | self.stand.pids
         ended = self.command.poll() is not None
         if not ended:

@@ -92,16 +92,19 @@ class Stand:
         self._restarting = threading.Thread(target=self.start_mlflow)
         self._restarting.start()
 
+    def settle(self) -> None:
+        """Returns once no server is between two lives."""
+        if self._restarting is not None:
+            self._restarting.join()
+
     def kill_mlflow(self) -> None:
         """SIGKILL to the server and its workers."""
-        if self._restarting is not None:  # a second blow while it starts
-            self._restarting.join()
+        self.settle()  # a second blow while it starts
         self._mlflow.close()
 
     def heal(self) -> None:
         """As if nothing had been broken: for the next run."""
-        if self._restarting is not None:
-            self._restarting.join()
+        self.settle()
         self.mlflow.mode = "pass"
         if self.s3 is not None:
             self.s3.mode = "pass"
