@@ -102,8 +102,7 @@ def one_run(stand: Stand, options: argparse.Namespace, plan: Plan, twins: Twins)
     stand.heal()
     wrong = [*scene.wrong]
     if arm.is_complete():
-        if STAGES[plan.stage].remedied:
-            assert isinstance(arm, Ours)
+        if STAGES[plan.stage].remedied and isinstance(arm, Ours):
             struck = [one for one in scene.struck if not one.skipped]
             given_up = arm.rolled_back_nimg()
             for one, nimg in zip(struck, given_up, strict=False):
