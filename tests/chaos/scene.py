@@ -255,6 +255,8 @@ class Scene:
     def _end(self) -> None:
         """Undoes what is still broken, and looks for processes left behind."""
         self.over = True
+        if self.stand.nan_file.exists():
+            self.wrong.append("a NaN that was planted struck nobody")
         for _, act in sorted(self._later, key=lambda pair: pair[0]):
             act()
         self._later = []

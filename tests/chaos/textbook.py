@@ -139,4 +139,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Workers import a training function's module, unless it is __main__, which has none for them.
+    from tests.chaos import textbook
+
+    textbook.main()
