@@ -7,20 +7,12 @@ keeps its slice.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-
-def derive_seed(seed: int, stream: str, index: int) -> int:
-    """A 63-bit seed for draw number `index` of `stream`; streams and indices are independent of
-    each other.
-    """
-    name = f"{seed}/{stream}/{index}".encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+from gan.seeds import derive_seed
 
 
 def generator(seed: int, stream: str, index: int) -> torch.Generator:

@@ -169,7 +169,7 @@ class Screen:
 
 def shown_scores(metrics: dict[str, float]) -> list[str]:
     """The distances, for one line; errors and the rest are in the journal and in MLflow."""
-    from pipeline.snapshot import measure_of
+    from pipeline.card import measure_of
 
     return [
         f"{name.removeprefix('score/')} {value:.4g}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gan.config import ConfigError
+from pipeline.card import CARD, TENSORS
 from pipeline.checkpoint import (
     DAMAGE,
     all_nimg,
@@ -27,7 +28,6 @@ from pipeline.run import (
     changes_of_data,
     refuse_changes,
 )
-from pipeline.snapshot import CARD, TENSORS
 from pipeline.storage import Storage, open_storage
 
 # What the tensors of a checkpoint, and its clock, have in them.

@@ -14,11 +14,11 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.card import CARD, TENSORS
 from pipeline.experiment_file import experiment_toml
 from pipeline.lineage import code_and_packages
 from pipeline.manifest import MANIFEST, SCHEMA, listing
 from pipeline.run import GRID, Best, Run
-from pipeline.snapshot import CARD, TENSORS
 
 CHECKOUT = Path(__file__).parents[1]
 CARRIED = ("gan", "pipeline")  # the packages that are carried; any other import is a requirement

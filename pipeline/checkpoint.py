@@ -14,14 +14,15 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
-from torch import Tensor
 
 from pipeline.behind import Behind
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:  # who looks at runs loads no tensors, and does not wait for torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,9 @@ def checkpoint_at(storage: Storage, nimg: int) -> Checkpoint:
     data = storage.read(f"{record.folder}/{record.tensors}")
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise ValueError(f"the sha256 of {record.tensors} differs from the record")
-    return Checkpoint(nimg, safetensors.torch.load(data))
+    from safetensors.torch import load
+
+    return Checkpoint(nimg, load(data))
 
 
 def standings(storage: Storage) -> list[Standing]:
@@ -208,7 +211,9 @@ class CheckpointWriter:
         self._behind.wait()
 
     def _write(self, standing: Standing, state: dict[str, Tensor]) -> None:
-        data = safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
+        from safetensors.torch import save
+
+        data = save({name: value.contiguous() for name, value in state.items()})
         sha256 = hashlib.sha256(data).hexdigest()
         folder, tensors = _folder(standing.nimg), f"game-{sha256[:16]}.safetensors"
         self._storage.write(f"{folder}/{tensors}", data)

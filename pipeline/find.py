@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from gan.config import ConfigError
+from pipeline.card import CARD
 from pipeline.run import RECORD, Run
-from pipeline.snapshot import CARD, Snapshot, read_snapshot
+from pipeline.snapshot import Snapshot, read_snapshot
 from pipeline.storage import open_storage
 
 

@@ -15,6 +15,7 @@ from gan.game import Game
 from gan.loop import Tick
 from gan.sampling import fixed_labels, images_of
 from pipeline.behind import Behind
+from pipeline.card import CARD, TENSORS, SnapshotCard, measure_of
 from pipeline.checkpoint import CheckpointWriter, Standing
 from pipeline.dataset import ShardSet
 from pipeline.extraction import FEATURES
@@ -24,7 +25,7 @@ from pipeline.judge import Judge, Score
 from pipeline.lease import check_token
 from pipeline.pictures import grid_png
 from pipeline.run import GRID, SNAPSHOTS, Run, now_ms
-from pipeline.snapshot import CARD, TENSORS, SnapshotCard, measure_of, packed
+from pipeline.snapshot import packed
 
 log = logging.getLogger(__name__)
 

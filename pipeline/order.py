@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gan.randomness import derive_seed
+from gan.seeds import derive_seed
 
 ROUNDS = (
     6  # of the Feistel network; 4 already give a pseudo-random permutation (Luby & Rackoff 1988)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gan.config import ConfigError
-from gan.randomness import derive_seed
+from gan.seeds import derive_seed
 from pipeline.copies import without_copies
 from pipeline.dataset import Encoding, ShardSet
 from pipeline.fitting import Filter, Fit, Fitting, decode, is_grey

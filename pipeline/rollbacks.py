@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from gan.randomness import derive_seed
+from gan.seeds import derive_seed
 from pipeline.storage import Storage
 
 FOLDER = "rollbacks"

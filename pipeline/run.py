@@ -21,6 +21,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from gan.config import ConfigError
+from pipeline.card import CARD, TENSORS, SnapshotCard, read_card
 from pipeline.checkpoint import FOLDER as CHECKPOINTS
 from pipeline.checkpoint import Standing, standings
 from pipeline.dataset import ShardSet
@@ -32,7 +33,6 @@ from pipeline.lease import records
 from pipeline.lineage import code_and_packages
 from pipeline.rollbacks import FOLDER as ROLLBACKS
 from pipeline.rollbacks import Rollback, rollbacks, void
-from pipeline.snapshot import CARD, TENSORS, SnapshotCard, read_card
 from pipeline.storage import Storage, open_storage
 
 RECORD = "run.json"

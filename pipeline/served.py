@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gan.config import ConfigError
 from gan.sampling import MAX_SEED
+from pipeline.card import CARD, TENSORS
 from pipeline.manifest import check_files
 from pipeline.pictures import png
-from pipeline.snapshot import CARD, TENSORS, load_snapshot
+from pipeline.snapshot import load_snapshot
 
 MAX_IMAGES = 256  # of one request
 

@@ -5,58 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors.torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from gan.config import Conditioning, ConfigError, GeneratorConfig, Sample
+from gan.config import ConfigError
 from gan.networks import build_generator
 from gan.sampling import classes_of, exact, images_of
+from pipeline.card import CARD, SCHEMA, TENSORS, SnapshotCard, card_of, part_of
 
 if TYPE_CHECKING:  # a registered generator carries this file, but not the storage
     from pipeline.storage import Storage
-
-SCHEMA = 1
-SCORE = re.compile(
-    r"score/(?:fid(_corrected|_error)?|(fd|kid|diversity)(_corrected|_error)?_.+)_\d+k?"
-)
-TENSORS = "generator.safetensors"
-CARD = "snapshot.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotCard:
-    """What the weights are: the generator's config, its data, its scores and its origin."""
-
-    nimg: int
-    generator: GeneratorConfig
-    conditioning: Conditioning
-    sample: Sample
-    classes: tuple[str, ...]
-    scores: dict[str, float]  # by full name: score/fd_digits_5k
-    lineage: dict[str, Any]
-
-    def score(self, metric: str) -> float | None:
-        """The score by 'fd', 'fd_corrected', 'kid', ..., whatever extractor and sample count it
-        was taken with.
-        """
-        found = [v for name, v in self.scores.items() if measure_of(name) == metric]
-        return found[0] if found else None
-
-
-def measure_of(name: str) -> str | None:
-    """The measure in the full name of a training-time score; None for another name.
-
-    score/fd_corrected_digits_5k is of fd_corrected, score/fid_error_50k of fd_error.
-    """
-    found = SCORE.fullmatch(name)
-    return (found[2] or "fd") + (found[1] or found[3] or "") if found else None
 
 
 @dataclass(frozen=True)
@@ -121,28 +84,12 @@ def packed(card: SnapshotCard, module: nn.Module) -> dict[str, bytes]:
     return {TENSORS: data, CARD: json.dumps(record, indent=1).encode()}
 
 
-def read_card(storage: Storage, folder: str) -> tuple[SnapshotCard, str]:
-    """The card of the snapshot below `folder`, and its weights' sha256. Raises ConfigError if it
-    is none.
-    """
-    return _card(_read(storage, folder, name=CARD), storage.below(folder).uri)
-
-
 def read_snapshot(storage: Storage, folder: str) -> Snapshot:
     """The generator below `folder`, checked against its sha256. Raises ConfigError where it is not
     whole.
     """
-    card, weights = (_read(storage, folder, name=name) for name in (CARD, TENSORS))
+    card, weights = (part_of(storage, folder, name) for name in (CARD, TENSORS))
     return load_snapshot(card, weights, where=storage.below(folder).uri)
-
-
-def _read(storage: Storage, folder: str, *, name: str) -> bytes:
-    try:
-        return storage.read(f"{folder}/{name}")
-    except FileNotFoundError:
-        raise ConfigError(
-            [f"there is no snapshot in {storage.below(folder).uri} (no {name})"]
-        ) from None
 
 
 def load_snapshot(card: bytes, weights: bytes, *, where: str) -> Snapshot:
@@ -150,7 +97,7 @@ def load_snapshot(card: bytes, weights: bytes, *, where: str) -> Snapshot:
 
     Raises ConfigError where they are damaged or do not belong together.
     """
-    read, sha256 = _card(card, where)
+    read, sha256 = card_of(card, where)
     if hashlib.sha256(weights).hexdigest() != sha256:
         raise ConfigError([f"{where}/{TENSORS} is damaged (its sha256 differs from {CARD})"])
     state = safetensors.torch.load(weights)
@@ -160,14 +107,3 @@ def load_snapshot(card: bytes, weights: bytes, *, where: str) -> Snapshot:
     dtype = next(value.dtype for value in state.values() if value.is_floating_point())
     module.to(dtype).load_state_dict(state)
     return Snapshot(read, module.eval().requires_grad_(False), sha256)
-
-
-def _card(data: bytes, where: str) -> tuple[SnapshotCard, str]:
-    try:
-        record = json.loads(data)
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {record['schema']}, not {SCHEMA}")
-        card = TypeAdapter(SnapshotCard).validate_json(json.dumps(record["card"]))
-        return card, str(record["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError([f"{where}/{CARD} is damaged: {error}"]) from None

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from gan.config import ConfigError
 from gan.features import Classifier, Extractor, classifier_features
-from gan.randomness import derive_seed, generator
+from gan.randomness import generator
+from gan.seeds import derive_seed
 from pipeline.dataset import ShardSet
 from pipeline.extractor_plugins import EXTRACTOR_NAME, described
 from pipeline.folder import Folder

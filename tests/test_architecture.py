@@ -138,6 +138,7 @@ def test_torch_load_is_called_in_one_file_and_only_for_plain_tensors():
         ["-c", "import gan.config"],
         ["-c", "import pipeline.experiment_file"],
         ["-c", "import pipeline.space, pipeline.search_checks"],
+        ["-c", "import pipeline.standing, pipeline.run"],  # of `forger runs`
         ["-m", "jobs", "--help"],
         ["-m", "jobs", "train", "--help"],
         ["-m", "jobs", "search", "--help"],

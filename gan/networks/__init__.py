@@ -19,7 +19,7 @@ from gan.networks.parts import (
     iterate_spectral_norms,
     spectrally_normalized,
 )
-from gan.randomness import derive_seed
+from gan.seeds import derive_seed
 
 __all__ = ["FAMILIES", "build_discriminator", "build_generator", "iterate_spectral_norms"]
 

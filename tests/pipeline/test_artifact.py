@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from pipeline.bundle import CHECKOUT, NEEDED, flat_file, write_bundle
+from pipeline.card import TENSORS
 from pipeline.manifest import MANIFEST, check_files, listing, sha256_of
 from pipeline.run import Run
-from pipeline.snapshot import TENSORS, read_snapshot
+from pipeline.snapshot import read_snapshot
 from tests.pipeline.desk import (
     ROOT,
     best_of,

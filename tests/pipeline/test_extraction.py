@@ -10,12 +10,13 @@ import torch
 
 from gan.config import Conditioning, ConfigError, GeneratorConfig
 from gan.networks import build_generator
+from pipeline.card import SnapshotCard
 from pipeline.dataset import ShardSet
 from pipeline.experiment import ClusterConfig
 from pipeline.extraction import CHUNK, Eye, extract, forgeries, forget, here, images_at, reals
 from pipeline.hands import hands
 from pipeline.shards import ShardReader, write_shards
-from pipeline.snapshot import Snapshot, SnapshotCard
+from pipeline.snapshot import Snapshot
 from tests.conftest import striped_images
 
 PIXELS = Eye(extractor="pixels")

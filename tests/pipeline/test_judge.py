@@ -10,11 +10,11 @@ from torch import nn
 
 from gan.config import Conditioning
 from gan.features import pixels
+from pipeline.card import measure_of
 from pipeline.dataset import open_shards
 from pipeline.folder import Folder
 from pipeline.judge import Judge
 from pipeline.protocol import count_label, metric_name
-from pipeline.snapshot import measure_of
 from tests.ranks import run_ranks
 
 

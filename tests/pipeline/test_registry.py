@@ -22,13 +22,13 @@ from gan.config import ConfigError
 from pipeline import logged, registry
 from pipeline.backend import Backend, pointed_at
 from pipeline.bundle import flat_file
+from pipeline.card import TENSORS
 from pipeline.fresh import NotProvedError
 from pipeline.logged import RegistrationError
 from pipeline.manifest import MANIFEST, check_files, sha256_of
 from pipeline.pictures import grid_png
 from pipeline.registry import candidate_version, load_registered, register
 from pipeline.run import Run
-from pipeline.snapshot import TENSORS
 from pipeline.tracking import open_tracker
 from tests.pipeline.desk import (
     ROOT,
