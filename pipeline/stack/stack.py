@@ -153,6 +153,7 @@ def _start(
         wait_until(
             lambda: answers(dashboard, 401) and _joined(folder, "ray-head"), services=services
         )
+        wait_until(lambda: _head_address(scratch) != "", services=services)
         address = _head_address(scratch)
         for number in range(workers):
             ports = others[4 * (number + 1) : 4 * (number + 2)]
@@ -219,8 +220,11 @@ def _private(file: Path, text: str) -> None:
 
 
 def _head_address(scratch: Path) -> str:
-    """Host and port of the head, as Ray itself noted them: it takes no loopback address."""
-    return (scratch / "head" / "ray_current_cluster").read_text().strip()
+    """Host and port of the head, as Ray itself noted them: it takes no loopback address. "" until
+    then, which is only after Ray has said that it runs.
+    """
+    note = scratch / "head" / "ray_current_cluster"
+    return note.read_text().strip() if note.exists() else ""
 
 
 def _joined(folder: Path, name: str) -> bool:
