@@ -11,7 +11,8 @@ from typing import Any
 import tomli_w
 
 from gan.config import ConfigError
-from pipeline.experiment import Experiment, leaves
+from pipeline.experiment import Experiment
+from pipeline.identity import leaves
 from pipeline.search_checks import search_mistakes
 from pipeline.settings import entries, put
 from pipeline.space import EMPTY

@@ -14,7 +14,7 @@ from gan.config import ConfigError, GameConfig
 from gan.game import Game
 from gan.modes import Modes
 from pipeline.checkpoint import CheckpointWriter, Standing, latest_checkpoint, standings
-from pipeline.experiment import as_at_first
+from pipeline.identity import as_at_first
 from pipeline.storage import Storage, open_storage
 
 COURSE = "course.json"

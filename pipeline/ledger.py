@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from gan.config import ConfigError
 from pipeline.dataset import ShardSet
-from pipeline.experiment import Experiment, leaves
+from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
+from pipeline.identity import leaves
 from pipeline.journal import JournalLine
 from pipeline.run import RECORD as RUN_RECORD
 from pipeline.run import SEARCH_RECORD as RECORD

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gan.config import ConfigError
 from pipeline.backend import Backend
-from pipeline.experiment import leaves
 from pipeline.experiment_file import experiment_toml
+from pipeline.identity import leaves
 from pipeline.ledger import Ledger, Trial
 from pipeline.run import now_ms
 from pipeline.tracking import (

@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from gan.config import ConfigError
 from pipeline.dimension import Dimension, equal, in_order, is_number, references, related
-from pipeline.experiment import Experiment, leaves
+from pipeline.experiment import Experiment
+from pipeline.identity import leaves
 from pipeline.settings import DRAW_WORDS, KINDS, SPACE, draws, expected, get, nearest, parsed
 from pipeline.settings import settings as known_settings
 

@@ -149,7 +149,7 @@ def test_the_identity_holds_what_the_weights_depend_on(write):
 
 
 def test_a_setting_that_comes_later_does_not_change_what_was_begun_before_it():
-    """Where this fails a new setting is missing in `LATER`, or an old one has changed."""
+    """Where this fails a new setting is missing in `identity.LATER`, or an old one has changed."""
     tiny = Experiment(name="tiny", data=DataConfig(shards="data/tiny"))
     assert tiny.digest == "16ff9ad5ae290500bf6968406261052e007dffbad3105dfe099358ba5fb12a10"
 
