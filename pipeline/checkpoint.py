@@ -13,11 +13,12 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 
+from gan.rules import ConfigError
 from pipeline.behind import Behind
 from pipeline.storage import Storage
 
@@ -29,7 +30,21 @@ log = logging.getLogger(__name__)
 SCHEMA = 2
 FOLDER = "checkpoints"
 RECORD = "checkpoint.json"
-DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
+
+
+class DamagedError(Exception):
+    """What is read is not what was written."""
+
+
+DAMAGE = (
+    FileNotFoundError,
+    DamagedError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    KeyError,
+    TypeError,
+    safetensors.SafetensorError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +110,13 @@ def latest_checkpoint(
 def checkpoint_at(storage: Storage, nimg: int) -> Checkpoint:
     """The checkpoint at `nimg`; raises one of DAMAGE where it is not whole."""
     record = _record(storage, nimg)
-    data = storage.read(f"{record.folder}/{record.tensors}")
-    if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise ValueError(f"the sha256 of {record.tensors} differs from the record")
-    from safetensors.torch import load
+    for _ in range(2):  # what goes wrong on the way seldom does so twice
+        data = storage.read(f"{record.folder}/{record.tensors}")
+        if hashlib.sha256(data).hexdigest() == record.sha256:
+            from safetensors.torch import load
 
-    return Checkpoint(nimg, load(data))
+            return Checkpoint(nimg, load(data))
+    raise DamagedError(f"the sha256 of {record.tensors} differs from the record")
 
 
 def standings(storage: Storage) -> list[Standing]:
@@ -115,10 +131,14 @@ def standings(storage: Storage) -> list[Standing]:
 
 
 def copy_checkpoint(source: Storage, target: Storage, nimg: int) -> None:
-    """Publishes the checkpoint of `source` at `nimg` in `target` as well."""
+    """Publishes the checkpoint of `source` at `nimg` in `target` as well, as the beginning of
+    another game: an anchor, which that game goes back to where it is lost before it has one.
+    """
     record = _record(source, nimg)
-    for name in (f"{record.folder}/{record.tensors}", f"{record.folder}/{RECORD}"):
-        target.write(name, source.read(name))
+    tensors = f"{record.folder}/{record.tensors}"
+    target.write(tensors, source.read(tensors))
+    standing = replace(record.standing, anchor=True, rollbacks=0, token=0)
+    _write_record(target, replace(record, standing=standing))
 
 
 def all_nimg(storage: Storage) -> list[int]:
@@ -132,32 +152,43 @@ def newest_nimg(storage: Storage) -> int:
     return max(all_nimg(storage), default=0)
 
 
-def clear_up(storage: Storage, *, abandoned: Callable[[Standing], bool]) -> list[str]:
-    """Deletes what is no checkpoint, and those that count no longer; says what, for people.
+def clear_up(
+    storage: Storage, *, abandoned: Callable[[Standing], bool]
+) -> tuple[Checkpoint | None, list[str]]:
+    """Deletes what is no checkpoint, and those that count no longer: what the game goes on from,
+    and what was damaged, for people.
 
     For the run's one writer, before it begins: tensors whose record never came, a record or
     tensors that are damaged, and checkpoints of a game that was given up. Tensors are read from
-    the newest back to the first that are whole; the game goes on from these.
+    the newest back to the first that are whole. Raises ConfigError, and deletes nothing, where
+    one is another version's, and where several are there and none can be read: that may be the
+    fault of who reads them.
     """
-    said, keep, whole = [], set(), False
+    said, keep, newest = [], set(), None
     for nimg in reversed(all_nimg(storage)):
         try:
             record = _record(storage, nimg)
             if abandoned(record.standing):
                 continue
-            if not whole:
-                checkpoint_at(storage, nimg)
+            newest = newest or checkpoint_at(storage, nimg)
         except DAMAGE as error:
             said.append(f"the checkpoint at {nimg} images is damaged ({error}) and was removed")
             continue
-        whole = True
         keep |= {f"{record.folder}/{RECORD}", f"{record.folder}/{record.tensors}"}
+    if newest is None and len(said) > 1:
+        raise ConfigError(
+            [
+                f"one checkpoint at least must be whole to go on, none of the {len(said)} in "
+                f"{storage.uri}/{FOLDER} is when read here; nothing was removed: look whether "
+                f"another machine can read them; to begin anew, delete that folder"
+            ]
+        )
     # Records first: what is left is no checkpoint any more.
     names = sorted(storage.names(FOLDER), key=lambda name: not name.endswith(f"/{RECORD}"))
     for name in names:
         if name not in keep:
             storage.delete(name)
-    return said
+    return newest, said
 
 
 def _folder(nimg: int) -> str:
@@ -167,15 +198,27 @@ def _folder(nimg: int) -> str:
 def _record(storage: Storage, nimg: int) -> _Record:
     record = json.loads(storage.read(f"{_folder(nimg)}/{RECORD}"))
     if record["schema"] != SCHEMA:
-        raise ValueError(f"its schema is {record['schema']}, not {SCHEMA}")
+        raise ConfigError(
+            [
+                f"{storage.uri}/{_folder(nimg)} must have schema {SCHEMA} to be read, got "
+                f"{record['schema']}: go on with the version of Forger that wrote it"
+            ]
+        )
     return _Record(Standing(**record["standing"]), record["tensors"], record["sha256"])
+
+
+def _write_record(storage: Storage, record: _Record) -> None:
+    told: dict[str, Any] = {"schema": SCHEMA, "standing": asdict(record.standing)}
+    told |= {"tensors": record.tensors, "sha256": record.sha256}
+    storage.write(f"{record.folder}/{RECORD}", json.dumps(told, indent=1).encode())
 
 
 class CheckpointWriter:
     """Publishes checkpoints behind the game's back, one at a time.
 
-    Kept are the newest `keep`, the newest anchor, and the anchor with the best score. `fence` is
-    asked before a record is published; it raises where another writer has taken over.
+    Kept are the newest `keep`, the newest anchor, and the anchor with the best score, of those
+    that are not `abandoned()`. `fence` is asked before a record is published; it raises where
+    another writer has taken over.
     """
 
     def __init__(
@@ -185,8 +228,10 @@ class CheckpointWriter:
         keep: int,
         behind: Behind | None = None,
         fence: Callable[[], None] = lambda: None,
+        abandoned: Callable[[], Callable[[Standing], bool]] = lambda: lambda standing: False,
     ):
         self._storage, self._keep, self._fence = storage, keep, fence
+        self._abandoned = abandoned
         self._behind = behind or Behind("checkpoint")
         self._last: Future[None] | None = None
 
@@ -220,13 +265,13 @@ class CheckpointWriter:
         if hashlib.sha256(self._storage.read(f"{folder}/{tensors}")).hexdigest() != sha256:
             raise OSError(f"{self._storage.uri}/{folder}/{tensors} was not kept as it was written")
         self._fence()
-        record: dict[str, Any] = {"schema": SCHEMA, "standing": asdict(standing)}
-        record |= {"tensors": tensors, "sha256": sha256}
-        self._storage.write(f"{folder}/{RECORD}", json.dumps(record, indent=1).encode())
+        _write_record(self._storage, _Record(standing, tensors, sha256))
         self._retire({f"{folder}/{RECORD}", f"{folder}/{tensors}"})
 
     def _retire(self, new: set[str]) -> None:
-        kept = retained(standings(self._storage), keep=self._keep)
+        given_up = self._abandoned()
+        there = [standing for standing in standings(self._storage) if not given_up(standing)]
+        kept = retained(there, keep=self._keep)
         folders = {_folder(nimg) for nimg in kept} - {name.rpartition("/")[0] for name in new}
         for name in self._storage.names(FOLDER):  # a record sorts before its tensors
             if name.rpartition("/")[0] not in folders and name not in new:

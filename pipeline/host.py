@@ -84,6 +84,7 @@ class Host:
                 keep=self.experiment.checkpoint.keep,
                 behind=self._behind,
                 fence=fence,
+                abandoned=run.abandoned,
             )
 
     def scores(self, tick: Tick) -> Score:

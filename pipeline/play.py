@@ -7,6 +7,7 @@ world wants of it is said there too (a stop request).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,13 +19,7 @@ from gan.game import Batch, Game
 from gan.health import CODES, Health, Verdict
 from gan.loop import Tick, training
 from gan.world import World
-from pipeline.checkpoint import (
-    Checkpoint,
-    checkpoint_at,
-    clear_up,
-    latest_checkpoint,
-    standings,
-)
+from pipeline.checkpoint import Checkpoint, checkpoint_at, clear_up
 from pipeline.dataset import ShardSet
 from pipeline.events import note_playing
 from pipeline.host import DivergedError, Host
@@ -39,6 +34,9 @@ from pipeline.rollbacks import (
 from pipeline.run import Run
 from pipeline.shards import ShardReader
 from pipeline.signals import Listener, Signals, Wish
+from pipeline.storage import StorageError
+
+LAG_SEC = 90.0  # NFS shows a new file to another node after a minute at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +116,9 @@ class _Match:
         game_is_of = {"seed": self.experiment.seed, "device": device}
         self.game = Game(self.experiment.game, shards.sample, **game_is_of)
         self.reader = ShardReader(shards, cache_gb=self.experiment.data.cache_gb)
-        self.given_up = self._begin_with_what_counts()
-        checkpoint = self._agreed_checkpoint()
+        found = self._clear_up() if self.world.is_first else None
+        self.given_up = self._agreed_rollbacks()
+        checkpoint = self._agreed_checkpoint(found)
         if checkpoint is not None:
             self.game.load_state_dict(checkpoint.state)
         self.health, self.warned = Health(num_images=shards.num_images), False
@@ -270,11 +269,10 @@ class _Match:
     def _roll_back(self, verdict: Verdict) -> None:
         """Gives up the game since the last anchor. Every rank must call this."""
         if self.world.is_first:
-            anchors = [kept.nimg for kept in standings(self.run.storage) if kept.anchor]
             rollback = Rollback(
                 number=len(self.given_up) + 1,
                 from_nimg=self.game.nimg,
-                to_nimg=max(anchors, default=0),
+                to_nimg=max(self.run.newest_anchor, 0),
                 reason=f"{verdict.state}: {verdict.reason}",
                 lr_factor=self.experiment.watchdog.lr_factor,
                 new_order=self.experiment.watchdog.new_order,
@@ -287,24 +285,35 @@ class _Match:
             )
         _sum(self.world, 0.0)  # nobody reads before it is written
 
-    def _begin_with_what_counts(self) -> list[Rollback]:
-        """Clears up what a killed writer or a rollback left; the rollbacks, on every rank."""
-        if self.world.is_first:
-            for said in clear_up(self.run.storage, abandoned=self.run.abandoned()):
-                self.run.tell(said)
-            self.run.drop_given_up_snapshots()
-        _sum(self.world, 0.0)
-        return rollbacks(self.run.storage)
+    def _clear_up(self) -> Checkpoint | None:
+        """Removes what a killed writer or a rollback left; what the game goes on from."""
+        found, said = clear_up(self.run.storage, abandoned=self.run.abandoned())
+        for text in said:
+            self.run.tell(text)
+        self.run.drop_given_up_snapshots()
+        return found
 
-    def _agreed_checkpoint(self) -> Checkpoint | None:
+    def _agreed_rollbacks(self) -> list[Rollback]:
+        """Those that rank 0 found, on every rank: on a shared folder another node's view lags."""
+        found = rollbacks(self.run.storage)
+        count = int(_sum(self.world, len(found) if self.world.is_first else 0))
+        deadline = time.monotonic() + LAG_SEC
+        while len(found) < count:
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{self.run.storage.uri} shows this node {len(found)} of {count} rollbacks"
+                )
+            self.alive()
+            time.sleep(1)
+            found = rollbacks(self.run.storage)
+        return found[:count]
+
+    def _agreed_checkpoint(self, found: Checkpoint | None) -> Checkpoint | None:
         """What rank 0 found, on every rank: on a shared folder each may see another newest."""
-        storage, first = self.run.storage, self.world.is_first
-        # A writer that was fenced off may still have one on its way.
-        found = latest_checkpoint(storage, abandoned=self.run.abandoned()) if first else None
         nimg = int(_sum(self.world, found.nimg if found else 0))
         if nimg == 0 or found is not None:
             return found
-        return checkpoint_at(storage, nimg)
+        return checkpoint_at(self.run.storage, nimg)
 
 
 def _sum(world: World, value: float) -> float:

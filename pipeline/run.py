@@ -216,7 +216,14 @@ class Run:
         """
         if self.experiment.watchdog.action != "rollback":
             return self.experiment.turns.total_nimg
-        return max((kept.nimg for kept in standings(self.storage) if kept.anchor), default=-1)
+        return self.newest_anchor
+
+    @property
+    def newest_anchor(self) -> int:
+        """The nimg of the newest anchor that counts; -1 where there is none yet."""
+        abandoned = self.abandoned()
+        there = [kept for kept in standings(self.storage) if not abandoned(kept)]
+        return max((kept.nimg for kept in there if kept.anchor), default=-1)
 
     def tell(self, text: str) -> None:
         """Leaves a line for the driver's screen and the run's log."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gan.config import ConfigError
 from pipeline.checkpoint import (
     CheckpointWriter,
     Standing,
@@ -60,10 +61,67 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, capl
     assert found.nimg == 10
     if storage.exists("checkpoints/000000000020/checkpoint.json"):
         assert "000000000020" in caplog.text
-        (said,) = clear_up(storage, abandoned=lambda standing: False)
+        goes_on, (said,) = clear_up(storage, abandoned=lambda standing: False)
+        assert goes_on is not None
+        assert goes_on.nimg == 10
         assert "20 images is damaged" in said
     clear_up(storage, abandoned=lambda standing: False)
     assert {name.split("/")[1] for name in storage.names("checkpoints")} == {"000000000010"}
+
+
+class Garbling(Folder):
+    """Storage whose reads of tensors come wrong, the first `times` of them."""
+
+    def __init__(self, root, times: int):
+        super().__init__(root)
+        self.times = times
+
+    def read(self, name: str) -> bytes:
+        data = super().read(name)
+        if name.endswith(".safetensors") and self.times > 0:
+            self.times -= 1
+            return data[:-1] + bytes([data[-1] ^ 1])
+        return data
+
+
+def test_where_none_of_several_can_be_read_nothing_is_removed(tmp_path):
+    publish(Folder(tmp_path), 10, 20)
+    before = Folder(tmp_path).names()
+    with pytest.raises(ConfigError, match=r"none of the 2 in .* nothing was removed"):
+        clear_up(Garbling(tmp_path, times=99), abandoned=lambda standing: False)
+    assert Folder(tmp_path).names() == before
+    goes_on, said = clear_up(Garbling(tmp_path, times=1), abandoned=lambda standing: False)
+    assert goes_on is not None
+    assert (goes_on.nimg, said) == (20, [])
+
+
+def test_a_first_checkpoint_that_is_damaged_means_to_begin_anew(tmp_path):
+    publish(Folder(tmp_path), 10)
+    goes_on, (said,) = clear_up(Garbling(tmp_path, times=99), abandoned=lambda standing: False)
+    assert goes_on is None
+    assert "10 images is damaged" in said
+    assert Folder(tmp_path).names() == []
+
+
+def test_another_versions_checkpoint_is_left_alone(tmp_path):
+    storage = Folder(tmp_path)
+    publish(storage, 10, 20)
+    name = "checkpoints/000000000020/checkpoint.json"
+    storage.write(name, storage.read(name).replace(b'"schema": 2', b'"schema": 3'))
+    before = storage.names()
+    for look in (clear_up, latest_checkpoint):
+        with pytest.raises(ConfigError, match=r"000000000020 must have schema 2 .* got 3"):
+            look(storage, abandoned=lambda standing: False)
+    assert storage.names() == before
+
+
+def test_what_a_fenced_off_writer_left_takes_no_place_of_one_that_counts(tmp_path):
+    storage = Folder(tmp_path)
+    publish(storage, 10, 99, keep=2)
+    writer = CheckpointWriter(storage, keep=1, abandoned=lambda: lambda found: found.nimg == 99)
+    writer.publish(Standing(nimg=20, anchor=False), {"weight": torch.ones(1)})
+    writer.wait()
+    assert all_nimg(storage) == [10, 20]
 
 
 def test_a_checkpoint_is_a_copy_of_the_moment(tmp_path):
@@ -125,14 +183,16 @@ def test_a_write_that_was_killed_leaves_no_checkpoint_and_is_cleared_up(tmp_path
     publish(storage, 10)
     storage.write("checkpoints/000000000020/game-0123.safetensors", b"half of it")
     assert newest_nimg(storage) == 10
-    assert clear_up(storage, abandoned=lambda standing: False) == []
+    assert clear_up(storage, abandoned=lambda standing: False)[1] == []
     assert {name.split("/")[1] for name in storage.names()} == {"000000000010"}
 
 
 def test_checkpoints_of_a_game_that_was_given_up_are_cleared_up(tmp_path):
     storage = Folder(tmp_path)
     publish(storage, 10, 20)
-    assert clear_up(storage, abandoned=lambda standing: standing.nimg > 15) == []
+    goes_on, said = clear_up(storage, abandoned=lambda standing: standing.nimg > 15)
+    assert goes_on is not None
+    assert (goes_on.nimg, said) == (10, [])
     assert all_nimg(storage) == [10]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.branch import fork_of
 from pipeline.checkpoint import checkpoint_at, latest_checkpoint, standings
 from pipeline.experiment import Experiment
 from pipeline.host import DivergedError
@@ -77,6 +78,20 @@ def test_the_remedies_hold_from_the_anchor_on_wherever_the_game_is_taken_up(
     assert play(run, stripes).finished
     assert len(rollbacks(run.storage)) == 1
     assert_same(weights(rolled_back), weights(run))
+
+
+def test_a_fork_that_is_lost_before_it_was_judged_goes_back_to_where_it_began(
+    stripes, tmp_path, monkeypatch
+):
+    parent = Run.open("parent", wild(stripes, tmp_path, name="parent"), stripes)
+    stop_after_rounds(monkeypatch, 9)
+    assert play(parent, stripes).nimg == 144  # past the anchor at 128: by the stop, unjudged
+    monkeypatch.undo()
+    experiment = wild(stripes, tmp_path, name="parent", evaluate__every_kimg=0.256)
+    fork = fork_of("parent", "fork", experiment, stripes)
+    assert play(fork, stripes).finished
+    assert [back.to_nimg for back in rollbacks(fork.storage)] == [144]
+    assert [line.nimg for line in fork.journal() if line.nimg <= 144] == [32, 64, 96, 128]
 
 
 def test_a_game_that_no_rollback_helps_ends_with_the_reason(stripes, tmp_path):
