@@ -1,16 +1,19 @@
 """A run's journal: one line a tick, each once, whoever wrote it and however often it is replayed.
 
-journal/<first nimg>-<token>-<rollbacks>.jsonl: which writer wrote it, and after how many
-rollbacks, is in a segment's name, so that lines of a writer that was fenced off, and of a game
-that was given up, can be told from those that count.
+journal/<first nimg>-<token>-<rollbacks>-<writer>.jsonl: under which lease it was written, and
+after how many rollbacks, is in a segment's name, so that lines of a writer that was fenced off,
+and of a game that was given up, can be told from those that count. No two writers, not even two
+attempts under one lease, have a name in common: a write that arrives late replaces nobody else's.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from pipeline.storage import Storage
 
@@ -37,16 +40,19 @@ class Segment:
     first_nimg: int
     token: int = 0
     rollbacks: int = 0
+    writer: str = ""
 
     @property
     def name(self) -> str:
         """Its name on storage."""
-        return f"{JOURNAL}/{self.first_nimg:012d}-{self.token:06d}-{self.rollbacks:03d}.jsonl"
+        numbers = f"{self.first_nimg:012d}-{self.token:06d}-{self.rollbacks:03d}"
+        return f"{JOURNAL}/{numbers}{self.writer and f'-{self.writer}'}.jsonl"
 
     @classmethod
     def of(cls, name: str) -> Segment:
         """The segment of this name."""
-        return cls(*map(int, PurePosixPath(name).stem.split("-")))
+        first_nimg, token, rollbacks, *writer = PurePosixPath(name).stem.split("-")
+        return cls(int(first_nimg), int(token), int(rollbacks), *writer)  # once without a writer
 
 
 def lines(
@@ -57,10 +63,10 @@ def lines(
     `counts(nimg, token, rollbacks)` says of a line whether it does.
     """
     segments = sorted(map(Segment.of, storage.names(JOURNAL)))
-    begun: dict[tuple[int, int], Segment] = {}  # of each writer, the last that begins by `after`
+    begun: dict[Any, Segment] = {}  # of each writer, the last that begins by `after`
     for segment in segments:
         if segment.first_nimg <= after:
-            begun[segment.token, segment.rollbacks] = segment
+            begun[segment.token, segment.rollbacks, segment.writer] = segment
     found: dict[int, JournalLine] = {}
     for segment in segments:
         if segment.first_nimg <= after and segment not in begun.values():
@@ -86,6 +92,7 @@ class JournalWriter:
     def __init__(self, storage: Storage, *, last: int, token: int = 0, rollbacks: int = 0):
         self._storage, self._last = storage, last
         self._token, self._rollbacks = token, rollbacks
+        self._writer = uuid.uuid4().hex[:8]
         self._texts: list[str] = []
         self._segment = Segment(0)
 
@@ -95,7 +102,7 @@ class JournalWriter:
         if not fresh:
             return
         if not self._texts:
-            self._segment = Segment(fresh[0].nimg, self._token, self._rollbacks)
+            self._segment = Segment(fresh[0].nimg, self._token, self._rollbacks, self._writer)
         self._texts += [json.dumps(asdict(line)) for line in fresh]
         self._storage.write(self._segment.name, ("\n".join(self._texts) + "\n").encode())
         self._last = fresh[-1].nimg

@@ -56,6 +56,28 @@ def test_lines_of_a_writer_that_was_fenced_off_do_not_count(tmp_path):
     ]
 
 
+def test_a_write_that_arrives_late_replaces_no_other_attempts_lines(tmp_path):
+    """Two attempts under one lease resume at 10; the first one's write was on its way till now."""
+
+    class Late(Folder):
+        held: tuple[str, bytes] | None = None
+
+        def write(self, name: str, data: bytes) -> None:
+            if self.held is None:
+                self.held = name, data
+            else:
+                super().write(name, data)
+
+    storage = Late(tmp_path)
+    JournalWriter(storage, last=10, token=1).add(line(20))
+    again = JournalWriter(storage, last=10, token=1)
+    for nimg in (20, 30, 40):
+        again.add(line(nimg))
+    assert storage.held is not None
+    Folder(tmp_path).write(*storage.held)
+    assert [ln.nimg for ln in lines(storage, after=-1, counts=everything)] == [20, 30, 40]
+
+
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=12), st.integers(-1, 40), st.integers(0, 3)
 )
@@ -76,6 +98,9 @@ def test_reading_from_anywhere_gives_what_reading_all_gives_past_there(
 
 
 def test_a_segment_is_named_after_its_writer():
-    segment = Segment(64000, 3, 1)
-    assert segment.name == "journal/000000064000-000003-001.jsonl"
+    segment = Segment(64000, 3, 1, "0123abcd")
+    assert segment.name == "journal/000000064000-000003-001-0123abcd.jsonl"
     assert Segment.of(segment.name) == segment
+    before = Segment.of("journal/000000064000-000003-001.jsonl")  # as runs begun earlier have them
+    assert before == Segment(64000, 3, 1)
+    assert before.name == "journal/000000064000-000003-001.jsonl"
