@@ -103,14 +103,14 @@ def _words(error: MlflowException, where: Backend, doing: str, right: str) -> st
     match error.error_code:
         case "PERMISSION_DENIED":
             return (
-                f"{who()} may not {doing}: that needs {right} in MLflow at {where.uri}; "
+                f"{who()} may not {doing}: that needs {right} in MLflow at {where.shown}; "
                 f"its administrator grants it"
             )
         case "UNAUTHENTICATED" | "CUSTOMER_UNAUTHORIZED":
             return (
-                f"MLflow at {where.uri} does not know {who()} by this password; "
+                f"MLflow at {where.shown} does not know {who()} by this password; "
                 f"set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         case "RESOURCE_DOES_NOT_EXIST":
             return f"cannot {doing}: {error.message.partition(': ')[2] or error.message}"
-    return f"cannot {doing} in MLflow at {where.uri}: {error}"
+    return f"cannot {doing} in MLflow at {where.shown}: {error}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -42,6 +43,11 @@ class Backend:
 
     uri: str
     artifacts: str | None  # None where the server decides
+
+    @property
+    def shown(self) -> str:
+        """Its address as people and records get it: a database's password is left out."""
+        return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", self.uri)
 
     def client(self) -> MlflowClient:
         """A client of its tracking and its registry."""
@@ -88,6 +94,13 @@ def backend(storage: str, *, must_answer: bool = True) -> Backend:
         root.mkdir(parents=True, exist_ok=True)
         return Backend(f"sqlite:///{root / 'mlflow.db'}", (root / "mlartifacts").as_uri())
     if urlsplit(uri).scheme in ("http", "https"):
+        if "@" in urlsplit(uri).netloc:  # it would be in every link, and in the run's records
+            raise ConfigError(
+                [
+                    "MLFLOW_TRACKING_URI must be without a name and a password, got one with them; "
+                    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                ]
+            )
         if must_answer:
             _reach(uri)
     elif not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):

@@ -134,7 +134,7 @@ def load_registered(where: Backend, uri: str) -> Snapshot:
         try:
             path = artifacts.download_artifacts(artifact_uri=pinned, dst_path=folder)
         except (MlflowException, OSError) as error:
-            raise ConfigError([f"{uri} cannot be loaded from {where.uri}: {error}"]) from None
+            raise ConfigError([f"{uri} cannot be loaded from {where.shown}: {error}"]) from None
         try:
             _check_whole(Path(path), version)
         except ConfigError as error:

@@ -39,7 +39,7 @@ def open_search_tracker(where: Backend, ledger: Ledger) -> SearchTracker:
         raise
     except Exception as error:
         raise ConfigError(
-            [f"MLflow at {where.uri} cannot be used: {type(error).__name__}: {error}"]
+            [f"MLflow at {where.shown} cannot be used: {type(error).__name__}: {error}"]
         ) from error
 
 

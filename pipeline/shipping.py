@@ -69,7 +69,7 @@ class Shipper:
     @property
     def url(self) -> str:
         """What to open in a browser; MLflow's address as long as the run is not there."""
-        return self._tracker.url if self._tracker is not None else self.where.uri
+        return self._tracker.url if self._tracker is not None else self.where.shown
 
     @property
     def shipped_nimg(self) -> int:

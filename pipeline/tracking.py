@@ -103,7 +103,7 @@ def run_url(where: Backend, experiment_id: str, run_id: str) -> str:
             f"{where.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
             "?workflowType=machine_learning"
         )
-    return f"mlflow ui --backend-store-uri {where.uri}"
+    return f"mlflow ui --backend-store-uri {where.shown}"
 
 
 def open_tracker(where: Backend, run: Run, *, parent: str | None = None) -> Tracker:
@@ -117,7 +117,7 @@ def open_tracker(where: Backend, run: Run, *, parent: str | None = None) -> Trac
         raise
     except Exception as error:
         raise ConfigError(
-            [f"MLflow at {where.uri} cannot be used: {type(error).__name__}: {error}"]
+            [f"MLflow at {where.shown} cannot be used: {type(error).__name__}: {error}"]
         ) from error
 
 

@@ -144,9 +144,9 @@ def check_tracking(storage: str) -> Finding:
         return refused("MLflow", error, needed=needed, remedy=remedy)[0]
     except Exception as error:  # of MLflow, its database or its store: whichever, it is not usable
         lines = str(error).splitlines() or [type(error).__name__]
-        return wrong("MLflow", f"{where.uri} refuses: {lines[0]}", needed=needed, remedy=remedy)
+        return wrong("MLflow", f"{where.shown} refuses: {lines[0]}", needed=needed, remedy=remedy)
     spent = time.perf_counter() - began
-    return good("MLflow", f"{where.uri} took a run with a file in {spent:.1f} s")
+    return good("MLflow", f"{where.shown} took a run with a file in {spent:.1f} s")
 
 
 @dataclass(frozen=True, slots=True)
