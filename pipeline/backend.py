@@ -97,7 +97,7 @@ def backend(storage: str, *, must_answer: bool = True) -> Backend:
         if "@" in urlsplit(uri).netloc:  # it would be in every link, and in the run's records
             raise ConfigError(
                 [
-                    "MLFLOW_TRACKING_URI must be without a name and a password, got one with them; "
+                    "MLFLOW_TRACKING_URI must be without name and password, got one with them; "
                     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
                 ]
             )

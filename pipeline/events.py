@@ -55,6 +55,11 @@ def note_playing(storage: Storage, *, token: int, nimg: int) -> None:
     _write(storage, name, [_text("playing", {"nimg": nimg})])
 
 
+def has_played(storage: Storage, *, token: int) -> bool:
+    """Whether workers of this writer have taken the game up."""
+    return any(name.startswith(f"{FOLDER}/{token:06d}-") for name in storage.names(FOLDER))
+
+
 def events_of(storage: Storage) -> list[Event]:
     """All that was noted, in order of time."""
     found = []

@@ -76,7 +76,7 @@ def play_on_ray(
 
     `follow` is called twice a second; `begun` says whether there is something to save yet. Raises
     TrainingError where the workers failed for good, ConfigError where the game diverged, and
-    KeyboardInterrupt at a second Ctrl-C, or at one before the first tick.
+    KeyboardInterrupt at a second Ctrl-C, or at one before the workers play.
     """
     with Interrupts() as interrupts:
         return _Attempts(run, shards, token, follow, said, begun, events, interrupts).play()
@@ -210,7 +210,7 @@ class _Attempts:
         else:
             over.wait(POLL_SEC)
         if self.interrupts.heard and not self.stopping:
-            if not self.begun():  # before the first tick there is nothing to save
+            if not self.begun():
                 raise KeyboardInterrupt
             self.stopping = True
             self.run.request_stop()
@@ -247,13 +247,15 @@ class _Attempts:
         self.events.add("lost", why=reason)
         self._keep(stacks)
         free_reservations()
+        if failure.kind is Kind.FINAL:
+            raise TrainingError(reason) from error
         if self.stopping:
+            kimg = newest_nimg(self.run.storage) / 1000
+            self.said(f"{reason}; no checkpoint came of the stop, the last is at {kimg:.1f} kimg")
             return
         gone = draining_nodes() | silent_nodes()
         staying = staying_nodes(gone)
         lost = {worker.node for worker in self.crew} - staying
-        if failure.kind is Kind.FINAL:
-            raise TrainingError(reason) from error
         if lost:  # with its node, or because of it: nobody's fault
             self.said(f"{reason}; {len(lost)} of the run's nodes left; on without")
             return

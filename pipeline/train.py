@@ -18,7 +18,7 @@ from pipeline.checkpoint import newest_nimg
 from pipeline.cluster import check_address, connected
 from pipeline.data_checks import check_data
 from pipeline.dataset import ShardSet, open_shards
-from pipeline.events import Events
+from pipeline.events import Events, has_played
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
 from pipeline.fits import TrainingError, play_on_ray
@@ -84,7 +84,8 @@ def train(
     run's newest checkpoint as a run of that name ('' for NAME-fork). Without `register_best`
     nothing is registered. On KeyboardInterrupt the workers checkpoint at their next round and the
     run is returned unfinished; a second one gives up at once. Raises ConfigError for the user's
-    mistakes, before anything is started, and TrainingError where the workers failed for good.
+    mistakes, before anything is started, TrainingError where the workers failed for good, and
+    StorageError where the driver's own storage did.
     """
     shards = _checked(experiment)
     runs, name = open_storage(experiment.cluster.storage), experiment.name
@@ -214,7 +215,7 @@ class _Command:
                     token=self.token,
                     follow=follower.follow,
                     said=watcher.said,
-                    begun=lambda: following.begun,
+                    begun=lambda: following.begun or has_played(run.storage, token=self.token),
                     events=events,
                 )
                 follower.look()
@@ -222,7 +223,7 @@ class _Command:
             events.add("stopped", nimg=newest_nimg(run.storage))
             self._end("KILLED")
             raise
-        except (TrainingError, ConfigError) as error:
+        except (TrainingError, ConfigError, StorageError) as error:
             events.add(
                 "failed",
                 why=str(error),
