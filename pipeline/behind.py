@@ -10,10 +10,12 @@ class Behind:
     """One thread that does tasks in the order in which they were given.
 
     After a task that failed no other is begun: what comes later may rest on it (a checkpoint
-    promises the journal up to it). Its error is raised at the next call.
+    promises the journal up to it). Its error is raised at the next call. `waiting` is called
+    every second of a wait.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, *, waiting: Callable[[], None] = lambda: None):
+        self._waiting = waiting
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._last: Future[None] | None = None
         self._error: BaseException | None = None
@@ -26,9 +28,12 @@ class Behind:
 
     def wait(self) -> None:
         """Returns once all is done; raises what went wrong."""
-        if self._last is not None:
-            self._last.result()
-            self._last = None
+        while self._last is not None:
+            try:
+                self._last.result(timeout=1)
+                self._last = None
+            except TimeoutError:
+                self._waiting()
         self._raise()
 
     def close(self) -> None:

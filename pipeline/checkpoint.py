@@ -251,8 +251,6 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Returns once everything published stands on storage; raises what went wrong there."""
-        if self._last is not None:
-            self._last.result()
         self._behind.wait()
 
     def _write(self, standing: Standing, state: dict[str, Tensor]) -> None:

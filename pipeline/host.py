@@ -70,7 +70,7 @@ class Host:
             game.nimg
         )  # where it was taken up, or at the start, where there is nothing
         if self.first:
-            self._behind = Behind("host")
+            self._behind = Behind("host", waiting=alive)  # storage has deadlines of its own
             self._journal = JournalWriter(
                 run.storage, last=run.journalled_nimg, token=token, rollbacks=rollbacks
             )

@@ -19,6 +19,18 @@ def test_tasks_are_done_in_order_while_the_caller_goes_on():
     assert done == [1, 2]
 
 
+def test_who_waits_is_heard_of_every_second():
+    looks = threading.Semaphore(0)
+    behind = Behind("test", waiting=looks.release)
+
+    def until_heard_of_twice() -> None:
+        for _ in range(2):
+            looks.acquire()
+
+    behind.do(until_heard_of_twice)
+    behind.close()
+
+
 def test_nothing_is_begun_after_a_failure_and_every_later_call_raises_it():
     behind, done = Behind("test"), []
 
