@@ -120,10 +120,12 @@ class Course:
             trial = self._trial(number)
             if trial.ended:
                 return
+            # Where the whole search was asked to stop, it goes on later.
+            waits = ending.state == "stopped" and not trial.reason
             if self.ledger.has_run(trial):
-                self.ledger.catch_up(trial)
-            if ending.state == "stopped" and not trial.reason:
-                trial.state = "waiting"  # the whole search was asked to stop; it goes on later
+                self.ledger.catch_up(trial, whole=not waits)
+            if waits:
+                trial.state = "waiting"
                 self._tell(trial)
             else:
                 self._end(trial, ending)

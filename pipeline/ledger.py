@@ -229,10 +229,17 @@ class Ledger:
         spent = sum(trial.spent_nimg for trial in self.trials())
         return budget is not None and spent >= budget * 1000
 
-    def catch_up(self, trial: Trial) -> list[JournalLine]:
-        """Takes what the trial's journal has and the record has not; returns those ticks."""
+    def catch_up(self, trial: Trial, *, whole: bool = False) -> list[JournalLine]:
+        """Takes what the trial's journal has and the record has not; returns those ticks.
+
+        What a rollback may yet take back is left for later, but for the `whole` of a trial that
+        does not go on.
+        """
         run = self.run_of(trial)
-        fresh = list(run.journal(after=max(trial.nimg, trial.from_nimg)))
+        held_back = run.experiment.watchdog.action == "rollback" and not whole
+        until = run.released_nimg if held_back else math.inf
+        lines = run.journal(after=max(trial.nimg, trial.from_nimg))
+        fresh = [line for line in lines if line.nimg <= until]
         for line in fresh:
             trial.nimg = line.nimg
             trial.device_sec += line.seconds * self.experiment.cluster.max_workers

@@ -13,6 +13,7 @@ from pipeline.ledger import Ledger, Trial, best_of
 from pipeline.plans import Generations, TrialByTrial
 from pipeline.play import play
 from pipeline.search_checks import search_space
+from tests.pipeline.test_play import stop_after_rounds
 
 
 class KilledError(Exception):
@@ -129,3 +130,18 @@ def test_no_trial_begins_once_the_budget_is_spent(tmp_path, stripes):
     ledger = drive(experiment(tmp_path, stripes, scheduler="none", budget_kimg=0.6), stripes)
     assert [trial.state for trial in ledger.trials()] == ["complete"] * 3
     assert ledger.spent_all
+
+
+def test_readings_that_a_rollback_may_take_back_are_heard_once_they_stand(
+    tmp_path, stripes, monkeypatch
+):
+    """Stopped at 112 images: ticks to 96 are in the journal, the newest anchor is at 64."""
+    searched = experiment(tmp_path, stripes).replace("watchdog.action", "rollback")
+    ledger = Ledger.open("small-search", searched, stripes)
+    space = search_space(searched)
+    trial = Course(ledger, stripes, space, TrialByTrial(ledger, space)).next()
+    assert trial is not None
+    stop_after_rounds(monkeypatch, 7)
+    assert play(ledger.run_of(trial), stripes).nimg == 112
+    assert [line.nimg for line in ledger.catch_up(trial)] == [32, 64]
+    assert [line.nimg for line in ledger.catch_up(trial, whole=True)] == [96]
