@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from ray.train.torch import get_device
 
+from gan.config import ConfigError
 from gan.world import World
 from pipeline.dataset import ShardSet, open_shards
 from pipeline.experiment_file import experiment_from_dict
@@ -21,7 +22,7 @@ from pipeline.extractors import absolute_name, absolute_weights
 from pipeline.hang import Alive
 from pipeline.host import DivergedError
 from pipeline.play import play
-from pipeline.run import Run
+from pipeline.run import Run, changes_of_data
 from pipeline.storage import open_storage
 
 HANGS = "hangs"  # in a run: what workers were doing as they hung or crashed
@@ -57,23 +58,32 @@ def job_of(
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Plays `job["run"]` as one rank: Ray has made the process group."""
-    cluster, rank = job["experiment"]["cluster"], World.current().rank
-    file = f"{stacks_prefix(job['token'], job['attempt'])}{rank}.txt"
-    alive = Alive(stacks_folder(job["run"]) / file, hang_sec=cluster["hang_sec"])
+    return played(job, device=get_device())
+
+
+def played(job: dict[str, Any], *, device: torch.device | str) -> dict[str, Any]:
+    """Plays `job["run"]` on this process's device: its Outcome as a dict, or why it diverged.
+
+    Where no progress is made for the experiment's hang_sec, the process ends.
+    """
+    file = f"{stacks_prefix(job['token'], job['attempt'])}{World.current().rank}.txt"
+    hang_sec = job["experiment"]["cluster"]["hang_sec"]
+    alive = Alive(stacks_folder(job["run"]) / file, hang_sec=hang_sec)
     try:
-        return played(job, device=get_device(), alive=alive)
+        return _played(job, device=device, alive=alive)
     finally:
         alive.close()
 
 
-def played(
-    job: dict[str, Any], *, device: torch.device | str, alive: Callable[[], None] = lambda: None
+def _played(
+    job: dict[str, Any], *, device: torch.device | str, alive: Callable[[], None]
 ) -> dict[str, Any]:
-    """Plays `job["run"]` on this process's device: its Outcome as a dict, or why it diverged."""
     torch.set_num_threads(job["threads"])
     run = Run.at(open_storage(job["run"]))
     run.experiment = experiment_from_dict(job["experiment"])
     shards = open_shards(job["shards"])
+    if changes := changes_of_data(run, shards):  # on this node, or since the command began
+        raise ConfigError(changes)
     how = {"device": device, "until_nimg": job["until_nimg"], "token": job["token"]}
     try:
         return dataclasses.asdict(play(run, shards, **how, alive=alive))
