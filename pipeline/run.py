@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -116,11 +116,15 @@ class Run:
             data_digest=shards.digest,
             lineage=code_and_packages() | dict(lineage or {}),
         )
-        run.publish()
+        if not storage.create(RECORD, run._record()):  # another command was faster
+            return cls.open(name, experiment, shards, lineage=lineage)
         return run
 
     def publish(self) -> None:
-        """Writes the record that makes the folder a run."""
+        """Writes the record that makes the folder a run. For who alone writes here."""
+        self.storage.write(RECORD, self._record())
+
+    def _record(self) -> bytes:
         record = {
             "schema": 1,
             "name": self.name,
@@ -129,7 +133,7 @@ class Run:
             "data_digest": self.data_digest,
             "lineage": self.lineage,
         }
-        self.storage.write(RECORD, json.dumps(record, indent=1).encode())
+        return json.dumps(record, indent=1).encode()
 
     def note_stretch(self, stretch: dict[str, Any]) -> None:
         """Adds to the lineage on what the run is played from now on: from_nimg, world_size, device
@@ -229,9 +233,11 @@ class Run:
         """Leaves a line for the driver's screen and the run's log."""
         self.storage.write(f"{NOTES}/{now_ms():014d}-{uuid.uuid4().hex[:6]}.txt", text.encode())
 
-    def told(self, *, after: str = "") -> list[tuple[str, str]]:
-        """(name, text) of every line left for the driver past the one called `after`, in order."""
-        names = [name for name in self.storage.names(NOTES) if name > after]
+    def told(self, *, but: Collection[str] = ()) -> list[tuple[str, str]]:
+        """(name, text) of every line left for the driver `but` those of these names, in order of
+        their writers' clocks.
+        """
+        names = [name for name in self.storage.names(NOTES) if name not in but]
         return [(name, self.storage.read(name).decode()) for name in names]
 
     def snapshots(self) -> list[Best]:

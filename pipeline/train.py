@@ -299,7 +299,7 @@ class _Follower:
     def __init__(self, run: Run, shipper: Shipper, watcher: Watcher):
         self.run, self.shipper, self.watcher = run, shipper, watcher
         self._seen = run.journalled_nimg
-        self._read = max((name for name, _ in run.told()), default="")
+        self._read = {name for name, _ in run.told()}  # by name: writers' clocks may differ
         self._waited_sec, self._since = 0, time.monotonic()
         self._complained = self.ticked = False
         self._looked, self._rest_sec = 0.0, 0.0
@@ -319,8 +319,8 @@ class _Follower:
         """Tells what is new. Storage that fails is named once: the workers may see it better."""
         self._looked = time.monotonic()
         try:
-            for name, text in self.run.told(after=self._read):
-                self._read = name
+            for name, text in self.run.told(but=self._read):
+                self._read.add(name)
                 self.watcher.said(text)
             for line in self.run.journal(after=self._seen):
                 self._seen, self.ticked = line.nimg, True

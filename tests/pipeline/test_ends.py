@@ -1,22 +1,25 @@
-"""How a command ends that was stopped, or that its storage fails: nothing goes without a word."""
+"""What a command and its workers say of each other, and how it ends where something failed."""
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gan.config import ConfigError
 from pipeline import fits
 from pipeline.backend import Backend
 from pipeline.checkpoint import CheckpointWriter, Standing
 from pipeline.events import events_of, has_played, note_playing
 from pipeline.fits import TrainingError
 from pipeline.nodes import Left
-from pipeline.run import Run
+from pipeline.run import Run, now_ms
 from pipeline.storage import StorageError
-from pipeline.train import Watcher, _Command
+from pipeline.train import Watcher, _Command, _Follower
+from pipeline.worker import job_of, played
 from tests.pipeline.test_play import small_experiment
 
 
@@ -73,6 +76,21 @@ def test_a_command_has_played_once_its_own_workers_have(run):
     assert has_played(run.storage, token=2)
 
 
+def test_what_workers_say_is_heard_whatever_their_clocks(run, monkeypatch):
+    said: list[str] = []
+    watcher = Watcher(begun=lambda *_: None, ticked=lambda line: None, said=said.append)
+    shipper: Any = SimpleNamespace(nudge=lambda: None)
+    run.tell("before")
+    follower = _Follower(run, shipper, watcher)
+    for hours, text in ((5, "ahead"), (-5, "behind")):
+        clock = now_ms() + hours * 3_600_000
+        monkeypatch.setattr("pipeline.run.now_ms", lambda clock=clock: clock)
+        run.tell(text)
+        follower.look()
+        follower.look()
+    assert said == ["ahead", "behind"]
+
+
 def test_mlflow_hears_that_a_run_failed_whose_storage_does(run, stripes, monkeypatch):
     ends: list[str] = []
 
@@ -99,3 +117,13 @@ def test_mlflow_hears_that_a_run_failed_whose_storage_does(run, stripes, monkeyp
         command._play(0, new=False)
     assert ends == ["FAILED"]
     assert [event.kind for event in events_of(run.storage)] == ["began", "failed"]
+
+
+def test_a_worker_refuses_other_data_than_the_runs(stripes, tmp_path):
+    run = Run.open("one", small_experiment(stripes, tmp_path, name="one"), stripes)
+    job = job_of(run, stripes)
+    record = json.loads(run.storage.read("run.json"))
+    record["data_digest"] = "0" * 64
+    run.storage.write("run.json", json.dumps(record).encode())
+    with pytest.raises(ConfigError, match="the run was begun on 000000000000"):
+        played(job, device="cpu")

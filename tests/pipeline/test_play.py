@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -321,3 +322,20 @@ def test_the_best_snapshot_is_chosen_without_bias_where_all_were_judged_so(undis
     assert best_nimg() == 1000
     judged(3000, fd=9.9, corrected=None)  # as runs did before: the plug-in is all they share
     assert best_nimg() == 2000
+
+
+def test_of_two_commands_that_begin_one_run_the_first_one_makes_it(stripes, tmp_path, monkeypatch):
+    """The second sees no run either; the first one publishes it before the second does."""
+    mine = small_experiment(stripes, tmp_path, name="one")
+    others = mine.replace("generator.lr", 1e-4)
+    first: list[Run] = []
+
+    def meanwhile() -> dict[str, Any]:
+        monkeypatch.undo()
+        first.append(Run.open("one", others, stripes))
+        return {}
+
+    monkeypatch.setattr("pipeline.run.code_and_packages", meanwhile)
+    with pytest.raises(ConfigError, match=r"generator\.lr was 0\.0001"):
+        Run.open("one", mine, stripes)
+    assert Run.at(first[0].storage).experiment.flat()["generator.lr"] == 1e-4
