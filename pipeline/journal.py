@@ -56,12 +56,17 @@ class Segment:
 
 
 def lines(
-    storage: Storage, *, after: int, counts: Callable[[int, int, int], bool]
+    storage: Storage,
+    *,
+    after: int,
+    counts: Callable[[int, int, int], bool],
+    read: Callable[[Segment], bytes] | None = None,
 ) -> Iterator[JournalLine]:
     """The lines past nimg `after` that count, in order, each once.
 
-    `counts(nimg, token, rollbacks)` says of a line whether it does.
+    `counts(nimg, token, rollbacks)` says of a line whether it does; `read` may remember segments.
     """
+    read = read or (lambda segment: storage.read(segment.name))
     segments = sorted(map(Segment.of, storage.names(JOURNAL)))
     begun: dict[Any, Segment] = {}  # of each writer, the last that begins by `after`
     for segment in segments:
@@ -71,15 +76,11 @@ def lines(
     for segment in segments:
         if segment.first_nimg <= after and segment not in begun.values():
             continue  # it ends before `after`
-        for line in _read(storage, segment):
+        for text in read(segment).decode().splitlines():
+            line = JournalLine(**json.loads(text))
             if line.nimg > after and counts(line.nimg, segment.token, segment.rollbacks):
                 found.setdefault(line.nimg, line)
     yield from (found[nimg] for nimg in sorted(found))
-
-
-def _read(storage: Storage, segment: Segment) -> list[JournalLine]:
-    texts = storage.read(segment.name).decode().splitlines()
-    return [JournalLine(**json.loads(text)) for text in texts]
 
 
 class JournalWriter:

@@ -35,6 +35,7 @@ BEAT_SEC = 3
 POLL_SEC = 0.5
 RELEASED = b"released"
 Note = Mapping[str, Any]
+Read = Callable[[str], bytes]
 log = logging.getLogger(__name__)
 
 
@@ -130,10 +131,13 @@ def check_token(storage: Storage, token: int) -> None:
         )
 
 
-def records(storage: Storage) -> list[Record]:
-    """All leases that were ever taken, the oldest first."""
+def records(storage: Storage, *, read: Read | None = None) -> list[Record]:
+    """All leases that were ever taken, the oldest first.
+
+    `read` may remember what it read: no file that it is asked for is ever written again.
+    """
     names = storage.names(FOLDER)
-    return [_read(storage, name, names) for name in names if name.endswith(".json")]
+    return [_read(read or storage.read, name, names) for name in names if name.endswith(".json")]
 
 
 @contextmanager
@@ -146,7 +150,7 @@ def take(storage: Storage, *, who: str, note: Note | Callable[[], Note]) -> Iter
     """
     while True:
         names = [name for name in storage.names(FOLDER) if name.endswith(".json")]
-        last = _read(storage, names[-1]) if names else None
+        last = _read(storage.read, names[-1]) if names else None
         if last is not None:
             _wait_for_the_end(storage, last)
         record = Record((last.token if last else 0) + 1, Owner.this(who))
@@ -195,12 +199,12 @@ def _last_beat(storage: Storage, token: int) -> bytes:
         return b""
 
 
-def _read(storage: Storage, name: str, names: Collection[str] = ()) -> Record:
+def _read(read: Read, name: str, names: Collection[str] = ()) -> Record:
     """A record; with its note, where that is among `names`."""
-    record = json.loads(storage.read(name))
+    record = json.loads(read(name))
     token, owner = record["token"], Owner(**record["owner"])
     noted = _note(token) in names
-    return Record(token, owner, json.loads(storage.read(_note(token))) if noted else {})
+    return Record(token, owner, json.loads(read(_note(token))) if noted else {})
 
 
 def _file(token: int) -> str:

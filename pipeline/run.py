@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -28,13 +28,14 @@ from pipeline.dataset import ShardSet
 from pipeline.events import FOLDER as EVENTS
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
-from pipeline.journal import JOURNAL, JournalLine, lines
-from pipeline.lease import records
+from pipeline.journal import JOURNAL, JournalLine, Segment, lines
+from pipeline.lease import Record, records
 from pipeline.lineage import code_and_packages
 from pipeline.rollbacks import FOLDER as ROLLBACKS
 from pipeline.rollbacks import Rollback, rollbacks, void
 from pipeline.storage import Storage, open_storage
 
+SCHEMA = 1
 RECORD = "run.json"
 SEARCH_RECORD = "search.json"
 RESULT = "result.json"
@@ -68,14 +69,22 @@ class Run:
     experiment: Experiment
     data_digest: str
     lineage: dict[str, Any] = field(default_factory=dict)
+    _known: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def at(cls, storage: Storage) -> Run:
-        """The run in this folder. Raises ConfigError where there is none."""
+        """The run in this folder. Raises ConfigError where there is none that can be read."""
         try:
             record = json.loads(storage.read(RECORD))
         except FileNotFoundError:
             raise ConfigError([f"there is no run in {storage.uri} (no {RECORD})"]) from None
+        if record["schema"] != SCHEMA:
+            raise ConfigError(
+                [
+                    f"{storage.uri}/{RECORD} must have schema {SCHEMA} to be read, got "
+                    f"{record['schema']}: go on with the version of Forger that wrote it"
+                ]
+            )
         experiment = experiment_from_dict(record["experiment"])
         return cls(
             storage=storage,
@@ -126,7 +135,7 @@ class Run:
 
     def _record(self) -> bytes:
         record = {
-            "schema": 1,
+            "schema": SCHEMA,
             "name": self.name,
             "id": self.id,
             "experiment": self.experiment.to_dict(),
@@ -181,31 +190,40 @@ class Run:
         """The ticks journalled so far past nimg `after`, in order, each once: neither those of a
         writer that was fenced off nor those of a game that was given up.
         """
-        fenced_off, given_up = self._fence_lines(), rollbacks(self.storage)
+        writers, given_up = self._writers(), rollbacks(self.storage)
+        fenced_off = _past_fences(writers)
+        newest = max((writer.token for writer in writers), default=0)
 
         def counts(nimg: int, token: int, rolled_back: int) -> bool:
             return not (fenced_off(nimg, token) or void(nimg, rolled_back, given_up))
 
-        return lines(self.storage, after=after, counts=counts)
+        def read(segment: Segment) -> bytes:
+            # What still comes of a writer that was fenced off does not count.
+            old = segment.token < newest
+            return self._read_once(segment.name) if old else self.storage.read(segment.name)
+
+        return lines(self.storage, after=after, counts=counts, read=read)
 
     def abandoned(self) -> Callable[[Standing], bool]:
         """Says of a checkpoint, as things are now, whether it counts no longer: of a game that was
         given up, or of a writer that was fenced off, after ticks that are not in the journal.
         """
-        fenced_off, given_up = self._fence_lines(), rollbacks(self.storage)
+        fenced_off, given_up = _past_fences(self._writers()), rollbacks(self.storage)
         return lambda standing: (
             fenced_off(standing.ticked, standing.token)
             or void(standing.nimg, standing.rollbacks, given_up)
         )
 
-    def _fence_lines(self) -> Callable[[int, int], bool]:
-        """Whether a tick at an nimg, by the writer of a token, came after another had taken over:
-        past where that one found the journal.
-        """
-        writers = [writer for writer in records(self.storage) if writer.note]
-        return lambda nimg, token: any(
-            writer.token > token and nimg > writer.note["journalled"] for writer in writers
-        )
+    def _writers(self) -> list[Record]:
+        """Who took the lease and noted where it found the journal, its last holder fenced off."""
+        found = records(self.storage, read=self._read_once)
+        return [writer for writer in found if writer.note]
+
+    def _read_once(self, name: str) -> bytes:
+        """What is never written again; a run of many commands is looked at every other second."""
+        if name not in self._known:
+            self._known[name] = self.storage.read(name)
+        return self._known[name]
 
     @property
     def journalled_nimg(self) -> int:
@@ -272,6 +290,15 @@ class Run:
         late = [s for s in alike if s.card.nimg > after]
         scores = [(score, s) for s in late if (score := s.card.score(metric)) is not None]
         return min(scores, key=lambda pair: pair[0])[1] if scores else None
+
+
+def _past_fences(writers: Sequence[Record]) -> Callable[[int, int], bool]:
+    """Whether a tick at an nimg, by the writer of a token, came after another had taken over:
+    past where that one found the journal.
+    """
+    return lambda nimg, token: any(
+        writer.token > token and nimg > writer.note["journalled"] for writer in writers
+    )
 
 
 def _is_void(kept: Best, given_up: list[Rollback]) -> bool:

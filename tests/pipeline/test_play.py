@@ -14,6 +14,8 @@ from pipeline.checkpoint import latest_checkpoint, newest_nimg
 from pipeline.experiment import Experiment
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.find import find_generator
+from pipeline.folder import Folder
+from pipeline.journal import Segment
 from pipeline.lease import take
 from pipeline.play import DivergedError, play
 from pipeline.run import Run, free_name
@@ -339,3 +341,27 @@ def test_of_two_commands_that_begin_one_run_the_first_one_makes_it(stripes, tmp_
     with pytest.raises(ConfigError, match=r"generator\.lr was 0\.0001"):
         Run.open("one", mine, stripes)
     assert Run.at(first[0].storage).experiment.flat()["generator.lr"] == 1e-4
+
+
+def test_a_look_at_a_run_of_many_commands_reads_the_last_ones_files_alone(
+    stripes, tmp_path, monkeypatch
+):
+    run = Run.open("often", small_experiment(stripes, tmp_path, name="often"), stripes)
+    for number in range(1, 5):
+        with take(run.storage, who="a command", note={"journalled": run.journalled_nimg}) as lease:
+            play(run, stripes, until_nimg=32 * number, token=lease.token)
+    seen = Run.at(run.storage)
+    assert [line.nimg for line in seen.journal()] == [32, 64, 96, 128]
+    read, names = seen.storage.read, []
+    monkeypatch.setattr(Folder, "read", lambda self, name: (names.append(name), read(name))[1])
+    assert [line.nimg for line in seen.journal()] == [32, 64, 96, 128]
+    assert [Segment.of(name).token for name in names] == [4]
+
+
+def test_another_versions_run_is_refused(stripes, tmp_path):
+    run = Run.open("new", small_experiment(stripes, tmp_path, name="new"), stripes)
+    run.storage.write(
+        "run.json", run.storage.read("run.json").replace(b'"schema": 1', b'"schema": 9')
+    )
+    with pytest.raises(ConfigError, match=r"run\.json must have schema 1 to be read, got 9"):
+        Run.at(run.storage)
