@@ -20,6 +20,8 @@ from pipeline.validator import PLACEHOLDERS, checked, experiment_from_dict, plac
 
 __all__ = ["Loaded", "experiment_from_dict", "experiment_toml", "load_experiment"]
 
+DRAWN = ("space", "points", "trials")  # of a search: no rule binds these to its other settings
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -109,10 +111,16 @@ def _written_space(values: Mapping[str, Any]) -> Any:
 
 
 def _with_search_of(values: Mapping[str, Any]) -> Experiment:
-    """The defaults with a file's search, where the file's other settings fit no experiment."""
-    plain: dict[str, Any] = {"search": values.get("search", {})}
+    """The defaults with a file's search, where the file's other settings fit no experiment; with
+    what it draws alone where the search itself fits none.
+    """
+    search = values.get("search", {})
+    plain: dict[str, Any] = {"search": search}
     for key, value in PLACEHOLDERS.items():
         put(plain, key, value)
     experiment = checked(plain, sources={}, said=[])
+    if experiment is None:
+        plain["search"] = {key: search[key] for key in DRAWN if key in search}
+        experiment = checked(plain, sources={}, said=[])
     assert experiment is not None
     return experiment

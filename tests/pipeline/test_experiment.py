@@ -370,6 +370,22 @@ def test_a_searchs_own_rules_are_told_by_their_full_names(write, override, rule)
     assert mistake.startswith(f"command line: {rule}")
 
 
+@pytest.mark.parametrize("for_search", [True, False])
+def test_a_search_that_no_default_mends_is_told_with_the_mistakes_of_its_space(write, for_search):
+    path = write(MINIMAL + SEARCH)  # the default scheduler breaks the same rule
+    two = "search.objectives=['fd', 'diversity']"
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, [two], for_search=for_search)
+    (mistake,) = caught.value.mistakes
+    assert "search.scheduler must be 'none' with two objectives" in mistake
+    assert mistake.endswith("got 'asha'")
+    wrong = "search.space.turns.dsteps={choice=[1, 2]}"
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, [two, wrong, "search.trials=1"], for_search=for_search)
+    assert len(caught.value.mistakes) == 3
+    load_experiment(path, [two, "search.scheduler=none"], for_search=for_search)
+
+
 def test_only_a_search_demands_a_space_and_tries_its_bounds(write):
     path = write(MINIMAL)
     for text in ("[search]\ntrials = 4\n", "[search.space]\n", ""):
