@@ -38,6 +38,7 @@ __all__ = [
     "TurnsConfig",
     "check",
     "check_sample",
+    "is_playable",
     "value_at",
 ]
 
@@ -235,12 +236,17 @@ class Sample:
 MLP_MAX_VALUES = 128 * 128 * 3  # of one sample; more is no job for dense layers
 
 
+def is_playable(size_px: int) -> bool:
+    """Whether every network but 'mlp' plays square images of this size: 8, 16, 32, ..."""
+    return size_px >= 8 and size_px & (size_px - 1) == 0
+
+
 def check_sample(config: GameConfig, sample: Sample) -> None:
     """Raises one ConfigError where these players cannot play on this data."""
     shown_shape = " x ".join(map(str, sample.shape))
     square = len(sample.shape) == 3 and sample.shape[1] == sample.shape[2]
     size = sample.shape[-1]
-    playable = square and size >= 8 and size & (size - 1) == 0
+    playable = square and is_playable(size)
     rules = []
     for player, network in (
         ("generator", config.generator.network),

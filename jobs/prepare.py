@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
+
+REASONS = 5  # that are told; the report has all
 
 
 @click.command("prepare")
@@ -25,10 +29,9 @@ import click
 @click.option(
     "--fit",
     type=click.Choice(["crop", "letterbox", "stretch", "pad", "exact"]),
-    default="crop",
-    show_default=True,
-    help="crop: the middle square. letterbox: the whole, with black bars. stretch: the whole, out "
-    "of proportion. pad: a black border, nothing is scaled. exact: only images of that size.",
+    help="crop (the default): the middle square. letterbox: the whole, with black bars. stretch: "
+    "the whole, out of proportion. pad: a black border, nothing is scaled. exact: only images of "
+    "that size.",
 )
 @click.option(
     "--filter",
@@ -57,7 +60,8 @@ import click
     default="10%",
     show_default=True,
     metavar="N|P%",
-    help="How many images may be unusable before the run stops with their list.",
+    help="How many images may be set aside, whatever the reason, before the run stops with their "
+    "list: a number, or a share of all, which allows at least 10.",
 )
 @click.option(
     "--processes", type=click.IntRange(1), help="Default: all cores, or Ray at RAY_ADDRESS."
@@ -73,8 +77,9 @@ def command(
     Hugging Face has them), a folder or s3:// prefix that holds one of these, or embedded:digits or
     embedded:faces. DEST is a folder or an s3:// prefix.
 
-    Without --size the first image's size counts, padded to the next of 8, 16, 32, ... where it is
-    none of these. What cannot be used is set aside and named in DEST/report.json, and shown with a
+    Without --size all images must have one size that networks play, which is 8, 16, 32, ...; up to
+    4 missing pixels become a black border, as around MNIST's 28. What cannot be used is set aside
+    and named, with its reason, in DEST/report.json, and shown with a
     contact sheet in DEST/report.html. A run that was killed goes on with the same command.
     """
     from pipeline.prepare import prepare
@@ -126,10 +131,14 @@ def tell(shards) -> None:
         click.echo(f"{count} images were smaller and had to be enlarged")
     if count := origin["num_copies"]:
         click.echo(f"{count} exact copies were dropped")
+    if origin["fit"] == "pad":
+        click.echo(f"images smaller than {size} x {size} have a black border")
     if count := origin["num_set_aside"]:
-        first = origin["set_aside"][0]
-        click.echo(
-            f"{count} unreadable images were set aside ({first['image']}: {first['reason']}"
-            f"{', ...' if count > 1 else ''}); {shards.uri}/report.json names them"
-        )
+        click.echo(f"{count} images were set aside; {shards.uri}/report.json names them:")
+        named = {one["reason"]: one["image"] for one in reversed(origin["set_aside"])}
+        counts = Counter(one["reason"] for one in origin["set_aside"])
+        for reason, times in counts.most_common(REASONS):
+            click.echo(f"  {times}: {reason} ({named[reason]}{', ...' if times > 1 else ''})")
+        if (more := len(counts) - REASONS) > 0:
+            click.echo(f"  {more} more reasons")
     click.echo(f"report: {shards.uri}/report.html")

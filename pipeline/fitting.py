@@ -38,6 +38,7 @@ FILTERS = {
 Image.init()  # else a format is known only once another one was tried in vain
 WANTED = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
+ORIENTATION = 0x0112  # EXIF's; from 5 on width and height change places
 MAX_PIXELS = 64 * 2**20  # of one source image; more is refused from its header
 # The tone curve of sRGB (IEC 61966-2-1) at its 256 values.
 _CODES = np.arange(256) / 255
@@ -96,6 +97,25 @@ def decode(data: bytes | np.ndarray) -> Image.Image:
         raise BadImage(f"more than {MAX_PIXELS} pixels, by its header") from None
     except Image.UnidentifiedImageError:
         raise BadImage(f"not an image ({', '.join(FORMATS)})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes make decoders raise nearly anything
+        raise BadImage(f"damaged: {error or type(error).__name__}") from None
+
+
+def size_of(data: bytes | np.ndarray) -> tuple[int, int]:
+    """Width and height of a picture by its header, as `decode` finds them. Raises BadImage."""
+    if isinstance(data, np.ndarray):
+        return data.shape[1], data.shape[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                check_size(image.width, image.height)
+                turned = image.getexif().get(ORIENTATION, 1) >= 5
+                return (image.height, image.width) if turned else image.size
+    except BadImage:
+        raise
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make decoders raise nearly anything

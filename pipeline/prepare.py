@@ -17,7 +17,8 @@ from gan.config import ConfigError
 from gan.seeds import derive_seed
 from pipeline.copies import without_copies
 from pipeline.dataset import Encoding, ShardSet
-from pipeline.fitting import Filter, Fit, Fitting, decode, is_grey
+from pipeline.first_look import fitting_of
+from pipeline.fitting import Filter, Fit
 from pipeline.folder import Folder
 from pipeline.order import permute
 from pipeline.parts import Part, publish_parts, sweep_parts
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 PLAN = 1  # of the rules by which pixels and their order come about
 HELD_OUT = "held-out"  # the set within the set
 RAW_UP_TO_PX = 64
-LOOKED_AT = 64  # images that tell size and channels where they are not given
 NAMED_IN_INDEX = 1000
 NAMED_IN_ERROR = 20
 HANDFUL = 10  # bad images that no share forbids
@@ -57,7 +57,7 @@ def prepare(
     wanted: Wanted | None = None,
     size_px: int | None = None,
     channels: int | None = None,
-    fit: Fit = "crop",
+    fit: Fit | None = None,
     filter: Filter = "lanczos",
     linear: bool = False,
     encoding: Encoding | None = None,
@@ -73,10 +73,11 @@ def prepare(
 
     `source` is a folder, a zip or tar, an IDX or NumPy file, Parquet or Arrow, an s3:// prefix of
     any of these, 'embedded:digits' or 'embedded:faces'; `wanted` says which part of it. Pixels are
-    made by the rules of `pipeline.fitting`. Without `size_px`, the first image's size counts;
-    where no network plays that size, it is padded to the next one that is. Without `channels` it
-    is 3 where any of some images has colour. Without `encoding` it is 'raw' up to 64 px and
-    'webp' (lossless) above.
+    made by the rules of `pipeline.fitting`. Without `size_px`, the size that images have counts;
+    where a few pixels are missing to one that networks play, a black border fills them, and where
+    some images show several sizes, nothing is prepared. Without `fit` it is 'crop'. Without
+    `channels` it is 3 where any of some images has colour. Without `encoding` it is 'raw' up to
+    64 px and 'webp' (lossless) above.
 
     The share `held_out` of the images, by a hash of their keys, becomes a set of its own at
     `destination`/held-out. `dedupe` keeps the first of images whose decoded pixels are equal.
@@ -103,7 +104,9 @@ def prepare(
     ):
         if not len(images):
             raise ConfigError([f"{images.name} holds no image that may be read, see its members"])
-        fitting = _fitting(images, size_px, channels, fit, filter, linear)
+        fitting = fitting_of(
+            images, size_px=size_px, channels=channels, fit=fit, filter=filter, linear=linear
+        )
         encoding = encoding or ("raw" if fitting.size_px <= RAW_UP_TO_PX else "webp")
         if keep_order is None:
             keep_order = source.startswith("embedded:")
@@ -203,7 +206,11 @@ def _publish(
     for one in sets:
         if not parts[one.uri]:
             write_report(storage, report, None)
-            raise ConfigError([f"none of the {len(one.images)} images for {one.uri} can be used"])
+            bad = next(iter(report.named(1)), None)
+            such = f", such as {bad['image']}: {bad['reason']}" if bad else ""
+            raise ConfigError(
+                [f"none of the {len(one.images)} images for {one.uri} can be used{such}"]
+            )
     report.keep(parts)
     write_report(storage, report, (parts[sets[0].uri], job))
     apart = sum(p.shard.num_images for one in sets[1:] for p in parts[one.uri])
@@ -265,43 +272,6 @@ def _plan(images: Source, settings: dict[str, Any]) -> str:
             label = -2
         digest.update(label.to_bytes(8, "big", signed=True))
     return digest.hexdigest()
-
-
-def _fitting(
-    images: Source,
-    size_px: int | None,
-    channels: int | None,
-    fit: Fit,
-    filter: Filter,
-    linear: bool,
-) -> Fitting:
-    """How images are fitted; what is not given is taken from some of them, spread evenly."""
-    first, colour, reason = None, False, ""
-    for number in range(0, len(images), max(1, len(images) // LOOKED_AT)):
-        try:
-            picture = decode(images.load(number))
-        except (BadImage, OSError) as error:
-            reason = f"{images.key(number)}: {error}"
-            continue
-        first = first or picture.size
-        colour = colour or not is_grey(picture)
-        if (channels or colour) and first:
-            break
-    if first is None:
-        raise ConfigError([f"none of the {images.name} images can be read; one is {reason}"])
-    if size_px is None:
-        longest, size_px = max(first), 8
-        while size_px < longest:
-            size_px *= 2
-        if (size_px, size_px) != first:
-            fit = "pad"
-    return Fitting(
-        size_px=size_px,
-        channels=channels or (3 if colour else 1),
-        fit=fit,
-        filter=filter,
-        linear=linear,
-    )
 
 
 def _allowed(max_bad: str) -> Callable[[int], float]:

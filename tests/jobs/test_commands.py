@@ -124,7 +124,9 @@ def test_prepare_then_an_odd_request_for_samples(desk):
     (folder / "b.png").write_bytes(b"no image")
     output = forger(desk, "prepare", "pictures", "prepared")
     assert "1 images of 3 x 8 x 8, 1 classes" in output
-    assert "1 unreadable images were set aside" in output
+    assert "1 images were set aside" in output
+    assert "1: not an image" in output
+    assert "(red/b.png)" in output
     assert "does not exist" in forger(desk, "prepare", "pictuers", "other", code=2)
     assert "MODEL must be" in forger(desk, "sample", "nothing", code=2)
     assert "must end in .png" in forger(desk, "sample", "nothing", "-o", "grid.jpg", code=2)

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from gan.config import ConfigError
+from pipeline.fitting import decode, size_of
 from pipeline.prepare import prepare
 from pipeline.shards import ShardReader
+from pipeline.sources.source import BadImage
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +171,72 @@ def test_every_fit_is_what_it_says_and_enlarging_is_counted(tmp_path):
     assert made("letterbox", 16).origin["num_enlarged"] == 1
     with pytest.raises(ConfigError, match="scales nothing"):
         made("pad", 4, max_bad="0")
+
+
+def photographs(folder: Path, *sizes: tuple[int, int]) -> str:
+    folder.mkdir()
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (200, number, 30)).save(folder / f"{number}.jpg")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fit", "advised"),
+    [
+        ([(50, 37), (80, 60), (50, 33)], None, 32),
+        ([(50, 37)] * 3, None, 32),  # of one size, but not square
+        ([(100, 100)] * 3, None, 64),  # a broad border would be needed
+        ([(28, 28)] * 3, "exact", 16),
+        ([(16, 16), (32, 32)], "crop", 16),
+        ([(4000, 3000)], "letterbox", 256),
+    ],
+)
+def test_without_a_size_images_of_no_one_playable_size_are_refused_and_nothing_is_written(
+    tmp_path, sizes, fit, advised
+):
+    source = photographs(tmp_path / "in", *sizes)
+    with pytest.raises(ConfigError) as caught:
+        prepare(source, str(tmp_path / "out"), fit=fit)
+    (told,) = caught.value.mistakes
+    assert f"say --size {advised}" in told
+    for width, height in sizes:
+        assert f"{width} x {height} ({sizes.count((width, height))})" in told
+    assert not (tmp_path / "out").exists()
+    assert prepare(source, str(tmp_path / "out"), size_px=advised).num_images == len(sizes)
+
+
+def test_a_fit_that_is_said_is_honoured_without_a_size_too(tmp_path):
+    source = photographs(tmp_path / "in", (28, 28), (28, 28))
+    padded = prepare(source, str(tmp_path / "padded"))
+    cropped = prepare(source, str(tmp_path / "cropped"), fit="crop")
+    assert (padded.image_size_px, padded.origin["fit"]) == (32, "pad")
+    assert (cropped.image_size_px, cropped.origin["fit"]) == (32, "crop")
+    assert pixels_of(padded)[0, 0].max() == 0
+    assert pixels_of(cropped)[0, 0].max() > 150
+    assert cropped.origin["num_enlarged"] == 2
+
+
+@pytest.mark.parametrize(
+    ("size_px", "words"), [(48, "only network = 'mlp'"), (1000, "no network plays"), (64, "")]
+)
+def test_a_size_that_few_networks_play_is_told(tmp_path, caplog, size_px, words):
+    source = photographs(tmp_path / "in", (60, 60))
+    prepare(source, str(tmp_path / "out"), size_px=size_px)
+    assert words in caplog.text
+    assert bool(words) == bool(caplog.text)
+
+
+def test_headers_tell_the_size_that_decoding_finds(tmp_path):
+    picture, exif = Image.new("RGB", (8, 16)), Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    picture.save(tmp_path / "plain.png")
+    for name, size in (("turned.jpg", (16, 8)), ("plain.png", (8, 16))):
+        data = (tmp_path / name).read_bytes()
+        assert size_of(data) == decode(data).size == size
+    assert size_of(np.zeros((3, 5), np.uint8)) == (5, 3)
+    with pytest.raises(BadImage):
+        size_of(b"no image")
 
 
 def test_filters_on_linear_values_keep_the_light_and_on_srgb_the_codes(tmp_path):
