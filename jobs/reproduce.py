@@ -18,9 +18,10 @@ def command(model, data, storage, images) -> None:
     """Train MODEL again as its version says, and compare the weights bit for bit.
 
     MODEL is models:/NAME@champion or models:/NAME/VERSION. The data must have the digest that the
-    version names. The same packages, device kind and number of workers give the same bits; where
-    they differ, the two are compared by the promotion test's Frechet distance. Exit code 0: the
-    same bits, or no difference that the test sees; 1: another generator.
+    version names. On CPU the same packages and number of workers give the same bits; on GPUs the
+    kernels may differ, and that has not been run. Where bits differ, the two are compared by the
+    promotion test's Frechet distance. Exit code 0: the same bits, or no difference that the test
+    sees; 1: another generator.
     """
     from gan.config import ConfigError
     from jobs.train import Screen
