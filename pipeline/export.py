@@ -57,7 +57,9 @@ def export_onnx(snapshot: Snapshot, destination: str) -> Exported:
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
-        raise ConfigError([f"exporting needs {error.name}: pip install 'forger[onnx]'"]) from None
+        raise ConfigError(
+            [f"exporting needs {error.name}: pip install -e '.[onnx]' in Forger's source"]
+        ) from None
     if not destination.endswith(".onnx"):
         raise ConfigError([f"the file must end in .onnx, got {destination!r}"])
     card, exact = snapshot.card, snapshot.exact

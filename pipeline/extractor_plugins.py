@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 import torch
 from torch import nn
 
 from gan.config import ConfigError
 from gan.features import Extractor, extractor_sha256
+from pipeline.extractor_names import origin
 from pipeline.weights import load_strictly, read_weights, sha256_of, tensors
-
-GROUP = "forger.extractors"
-EXTRACTOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # it becomes part of metric names
-
-
-def plugins() -> dict[str, EntryPoint]:
-    """The entry points of the group, by name; nothing of theirs is imported.
-
-    Raises ConfigError where two packages claim a name, or a name could not be part of a metric's.
-    """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        if not EXTRACTOR_NAME.fullmatch(point.name):
-            raise ConfigError(
-                [
-                    f"{origin(point)} names an extractor {point.name!r}; names are 1 to 63 "
-                    f"letters, digits, '-' and '_'"
-                ]
-            )
-        other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            raise ConfigError(
-                [
-                    f"{origin(other)} and {origin(point)} both name an extractor "
-                    f"{point.name!r}; uninstall one"
-                ]
-            )
-    return found
-
-
-def origin(point: EntryPoint) -> str:
-    """The package that brings it, with its version."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
 def plugin_extractor(

