@@ -270,7 +270,8 @@ def check_sample(config: GameConfig, sample: Sample) -> None:
         (
             config.conditioning.name == "none" or sample.num_classes > 0,
             f"conditioning.name must be 'none' where the data has no labels, "
-            f"got '{config.conditioning.name}'",
+            f"got '{config.conditioning.name}'; prepare it with a sub-folder for each class, or "
+            f"with --labels FILE",
         )
     )
     rules.append(

@@ -84,11 +84,13 @@ def main() -> None:
 
 
 def _said_for_people(error: Exception) -> tuple[str, int] | None:
-    """Words and exit code for an error that is nobody's mistake and no fault of the program's."""
+    """Words and exit code for an error that is no fault of the program's."""
     from pipeline.job_server import Unreachable
     from pipeline.lease import FencedError
-    from pipeline.storage import StorageError
+    from pipeline.storage import StorageError, StorageMistake
 
+    if isinstance(error, StorageMistake):
+        return str(error), 2
     if isinstance(error, StorageError):
         return str(error), 1
     if isinstance(error, FencedError):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pipeline.dataset import ShardSet
+    from pipeline.experiment import Experiment
     from pipeline.experiment_file import Loaded
     from pipeline.journal import JournalLine
     from pipeline.run import Run
@@ -56,7 +58,11 @@ def command(experiment, overrides, dry_run, again, fork) -> None:
     if dry_run:
         _print_resolved(loaded)
         return
+    shards = _data_of(loaded.experiment)
+    if fork is not None:
+        _check_parent(loaded.experiment)
     click.echo(f"{loaded.experiment.name}: loading torch, ray and mlflow")
+    _tell_of_judge(loaded.experiment, shards)
     from pipeline.train import train
 
     single = loaded.experiment.replace("search", None)  # its [search] is for `forger search`
@@ -81,14 +87,60 @@ def going_on() -> Iterator[None]:
         ) from error
 
 
+def _data_of(experiment: Experiment) -> ShardSet:
+    """The data of an experiment, by its index. Raises ConfigError, which names it, where the
+    experiment cannot be played on it.
+    """
+    from gan.config import ConfigError, check_sample
+    from jobs.modes import PUBLISHED
+    from pipeline.data_checks import check_data
+    from pipeline.dataset import INDEX, open_shards
+    from pipeline.storage import open_storage
+
+    where = experiment.data.shards
+    for mixture in PUBLISHED:
+        if where == f"data/{mixture}" and not open_storage(where).exists(INDEX):
+            raise ConfigError(
+                [f"there is no prepared data at {where}; the {mixture} of jobs/experiments is "
+                 f"played by `forger modes {mixture}`, which draws its own"]
+            )  # fmt: skip
+    shards = open_shards(where)
+    try:
+        check_sample(experiment.game, shards.sample)
+        check_data(experiment.data, shards)
+    except ConfigError as error:
+        raise ConfigError(f"{shards.uri}: {mistake}" for mistake in error.mistakes) from None
+    return shards
+
+
+def _check_parent(experiment: Experiment) -> None:
+    """Raises ConfigError where there is no run that --fork could go on from."""
+    from gan.config import ConfigError
+    from pipeline.run import RECORD
+    from pipeline.storage import open_storage
+
+    runs, name = open_storage(experiment.cluster.storage), experiment.name
+    if not runs.exists(f"{name}/{RECORD}"):
+        raise ConfigError(
+            [f"--fork goes on from the run that the experiment's name says, and there is no run "
+             f"{name} in {runs.uri}; set name=... to the run's, which `forger runs` lists"]
+        )  # fmt: skip
+
+
+def _tell_of_judge(experiment: Experiment, shards: ShardSet) -> None:
+    """Says what an extractor does not see that is the default and not made for such images."""
+    from pipeline.extractor_names import coarse
+
+    if words := coarse(experiment.evaluate, shards.sample):
+        click.echo(words)
+
+
 def _print_resolved(loaded: Loaded) -> None:
     """Every setting, with where each that is no default came from; then the data, checked against
     it.
     """
-    from gan.config import check_sample
     from gan.sizes import sizes
-    from pipeline.data_checks import check_data
-    from pipeline.dataset import open_shards
+    from pipeline.extractor_names import check_extractor
 
     section = None
     for key, value in loaded.experiment.flat().items():
@@ -101,9 +153,8 @@ def _print_resolved(loaded: Loaded) -> None:
         )
         shown = f"{last or key} = {_toml(value)}"
         click.echo(f"{shown:<44}# {source}" if source else shown)
-    shards = open_shards(loaded.experiment.data.shards)
-    check_sample(loaded.experiment.game, shards.sample)
-    check_data(loaded.experiment.data, shards)
+    shards = _data_of(loaded.experiment)
+    check_extractor(loaded.experiment.evaluate)
     shape = " x ".join(map(str, shards.sample.shape))
     click.echo(
         f"\n{shards.uri}: {shards.num_images} images of {shape}, digest {shards.digest[:12]}"
@@ -113,6 +164,7 @@ def _print_resolved(loaded: Loaded) -> None:
             f"{player}: {size.parameters:,} parameters, "
             f"{size.flops / 1e6:,.2f} MFLOP for an image forwards"
         )
+    _tell_of_judge(loaded.experiment, shards)
 
 
 def _toml(value: object) -> str:

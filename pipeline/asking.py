@@ -16,6 +16,7 @@ from typing import TypeVar
 from pipeline.backend import Backend  # before MLflow: it sets MLflow's environment
 
 # isort: split
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 PAUSES_SEC = (0.1, 0.3, 1.0, 3.0)  # between tries of a call that was not answered
 DENIALS = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
+NAMED = 10  # models, where another one was asked for
 REFUSALS = DENIALS | {  # error codes that another try does not change
     "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED",
 }  # fmt: skip
@@ -99,6 +101,18 @@ def explained(where: Backend, doing: str, *, right: str, only_denials: bool = Fa
         raise ConfigError([_words(error, where, doing, right)]) from None
 
 
+def models_at(client: MlflowClient) -> str:
+    """Where MLflow is and which registered models it has, for those who look for another."""
+    uri = client.tracking_uri
+    try:
+        found = client.search_registered_models(max_results=NAMED + 1)
+    except MlflowException as error:
+        return f"MLflow at {uri} does not say which models it has ({error.error_code})"
+    names = [model.name for model in found]
+    more = ", ..." if len(names) > NAMED else ""
+    return f"MLflow at {uri} has {', '.join(names[:NAMED]) or 'no registered model'}{more}"
+
+
 def _words(error: MlflowException, where: Backend, doing: str, right: str) -> str:
     match error.error_code:
         case "PERMISSION_DENIED":
@@ -112,5 +126,6 @@ def _words(error: MlflowException, where: Backend, doing: str, right: str) -> st
                 f"set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         case "RESOURCE_DOES_NOT_EXIST":
-            return f"cannot {doing}: {error.message.partition(': ')[2] or error.message}"
+            said = error.message.partition(": ")[2] or error.message
+            return f"cannot {doing}: {said}; {models_at(where.client())}"
     return f"cannot {doing} in MLflow at {where.shown}: {error}"

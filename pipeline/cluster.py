@@ -31,6 +31,7 @@ from pipeline.meeting import Meeting
 log = logging.getLogger(__name__)
 
 REACH_SEC = 3
+DASHBOARD_PORT = "8265"  # where Ray takes jobs; no driver is let in
 COLLECTIVE_TIMEOUT_SEC = 600
 GOODBYE_SEC = 2.0
 CONTROLLER = "TrainController"
@@ -54,11 +55,12 @@ def check_address() -> None:
     if address in ("", "auto", "local"):
         return
     host, colon, port = address.rpartition(":")
-    if "://" in address or not colon or not port.isdigit():
+    if "://" in address or not colon or not port.isdigit() or port == DASHBOARD_PORT:
         raise ConfigError(
             [
                 f"RAY_ADDRESS must be host:port of the cluster's head (6379 by default), "
-                f"got {address!r}"
+                f"got {address!r}; from outside the cluster set RAY_API_SERVER_ADDRESS "
+                f"(http://host:{DASHBOARD_PORT}) and use `forger submit`"
             ]
         )
     try:

@@ -218,7 +218,8 @@ class Experiment:
         check(
             (
                 bool(NAME.fullmatch(self.name)),
-                f"name must be 1 to 63 of a-z, 0-9 and '-', got {self.name!r}",
+                f"name must be 1 to 63 of a-z, 0-9 and '-' and not begin with '-', "
+                f"got {self.name!r}",
             ),
             (
                 bool(self.data.shards),

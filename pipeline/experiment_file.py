@@ -40,7 +40,9 @@ def load_experiment(
     and tries its bounds. Raises one ConfigError with all mistakes, each with its file and key.
     """
     values, sources = _read(Path(path), seen=())
-    values.setdefault("name", Path(path).stem)
+    if "name" not in values:
+        values["name"] = Path(path).stem
+        sources["name"] = f"the file's own name, {Path(path).name}, as it sets none"
     said = []
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -33,7 +33,7 @@ def find_generator(name: str, *, storage: str) -> Snapshot:
     raise ConfigError(
         [
             f"MODEL must be models:/NAME@champion, models:/NAME-candidates@candidate (or "
-            f"/VERSION for @...), a run below {storage}, or the place of a snapshot, "
-            f"got {name!r}"
+            f"/VERSION for @...), a run below {storage}, which `forger runs` lists, or the "
+            f"place of a snapshot, got {name!r}"
         ]
     )

@@ -20,7 +20,7 @@ from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
-from pipeline.storage import StorageError
+from pipeline.storage import StorageError, StorageMistake
 
 RETRY_SEC = 120  # without any progress; then the storage has failed
 CONNECT_SEC = 5
@@ -172,7 +172,8 @@ class Patience:
             forget_client()  # the next call reads the credentials again
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         remedy = REMEDIES.get(code) or REMEDIES.get(STATUS_REMEDIES.get(status, ""))
-        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        nobody = isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError)
+        if nobody:
             remedy = (
                 "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
                 "or give the machine a role"
@@ -180,7 +181,8 @@ class Patience:
         if remedy is None:
             raise StorageError(f"{what}: {_words(error)}") from error
         told = remedy.format(bucket=self.bucket, endpoint=endpoint or "AWS")
-        raise StorageError(f"{what}: {told} ({code or type(error).__name__})") from error
+        kind = StorageMistake if nobody or code == "NoSuchBucket" else StorageError
+        raise kind(f"{what}: {told} ({code or type(error).__name__})") from error
 
 
 def code_of(error: Exception) -> str:

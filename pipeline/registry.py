@@ -21,6 +21,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from gan.config import ConfigError
+from pipeline.asking import models_at
 from pipeline.bundle import flat_file
 from pipeline.folder import Folder
 from pipeline.logged import ARTIFACTS, GENERATOR, SERVED, Logged, log_proved, other_files
@@ -171,7 +172,9 @@ def _version(
         return client.get_model_version_by_alias(model, alias)
     except MlflowException as error:
         wanted = f"version {number}" if number is not None else f"version named {alias!r}"
-        raise ConfigError([f"the registry has no {wanted} of {model}: {error.message}"]) from None
+        raise ConfigError(
+            [f"the registry has no {wanted} of {model}: {error.message}; {models_at(client)}"]
+        ) from None
 
 
 def _tag(version: ModelVersion, tag: str) -> str:

@@ -18,6 +18,10 @@ class StorageError(Exception):
     """
 
 
+class StorageMistake(StorageError):
+    """There is no such bucket, or nobody said who asks: only the user can mend it."""
+
+
 class Storage(ABC):
     """Named bytes under one root. A name is a relative path with '/'; one that points outside
     raises ValueError. Every method raises StorageError where the storage fails for good.

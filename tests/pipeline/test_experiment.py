@@ -399,6 +399,16 @@ def test_only_a_search_demands_a_space_and_tries_its_bounds(write):
         load_experiment(path, ["cluster.workers=2"], for_search=True)
 
 
+def test_a_file_whose_own_name_is_no_experiments_is_told_where_the_name_is_from(write):
+    path = write('[data]\nshards = "data/tiny"\n', "My_Exp.toml")
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith("the file's own name, My_Exp.toml, as it sets none: name must be")
+    assert "not begin with '-', got 'My_Exp'" in mistake
+    assert load_experiment(path, ["name=mine"]).experiment.name == "mine"
+
+
 def test_the_shipped_experiments_load():
     folder = Path(__file__).parents[2] / "jobs/experiments"
     for path in folder.glob("*.toml"):

@@ -54,7 +54,8 @@ def test_a_conditioning_that_is_drawn_only_with_another_setting_must_fit_the_dat
         """
     assert refused(text, unlabelled) == [
         "search.space.conditioning.name: 'projection': conditioning.name must be 'none' where the "
-        "data has no labels, got 'projection'"
+        "data has no labels, got 'projection'; prepare it with a sub-folder for each class, or "
+        "with --labels FILE"
     ]
 
 
