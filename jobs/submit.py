@@ -44,7 +44,8 @@ def command(
     The words are the same as without `submit`. The experiment is checked here first; then this
     program's source and the experiment go to the cluster, where a run has one job at a time.
     Addresses (MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL, AWS_REGION) are passed on. Secrets are not:
-    a cluster's nodes have their own. The token is Ray's: RAY_AUTH_TOKEN_PATH.
+    a cluster's nodes have their own. A job with runs in s3:// that knows no MLFLOW_TRACKING_URI
+    ends at once with code 2. The token is Ray's: RAY_AUTH_TOKEN_PATH.
 
     Exit code: the job's own; 1 where it was stopped; 75 where the cluster cannot be reached, which
     says nothing of the job; 130 after Ctrl-C, which leaves the job alone.

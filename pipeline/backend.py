@@ -85,12 +85,23 @@ def backend(storage: str, *, must_answer: bool = True) -> Backend:
     A database cannot lie in a bucket: with runs in s3:// and no MLFLOW_TRACKING_URI, both are
     below ./runs of this machine.
 
-    Raises ConfigError where a server is named that does not answer, unless it need not yet.
+    Raises ConfigError where a server is named that does not answer, unless it need not yet, and in
+    a cluster's job whose database would go with its folder.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     runs = open_storage(storage)
     root = runs.root if isinstance(runs, Folder) else Folder(LOCAL_RUNS).root
     if not uri:
+        job = os.environ.get("FORGER_JOB")  # pipeline.job_server.JOB, as a job finds it
+        if job and not isinstance(runs, Folder):
+            raise ConfigError(
+                [
+                    f"MLFLOW_TRACKING_URI must be set for a job whose runs are in {runs.uri}: a "
+                    f"database of its own would lie in the temporary folder of {job} and go with "
+                    f"it; set it where you submit, or on the cluster's nodes where it has a "
+                    f"password"
+                ]
+            )
         root.mkdir(parents=True, exist_ok=True)
         return Backend(f"sqlite:///{root / 'mlflow.db'}", (root / "mlartifacts").as_uri())
     if urlsplit(uri).scheme in ("http", "https"):

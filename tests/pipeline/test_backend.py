@@ -1,4 +1,4 @@
-"""Where MLflow is, and that its password stays where it came from."""
+"""Where MLflow is: never in a folder that goes away, and its password in no text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from gan.config import ConfigError
 from pipeline.backend import backend
+from pipeline.job_server import JOB
 from pipeline.tracking import run_url
 
 DATABASE = "postgresql+psycopg2://mlflow:s3cr%2Fet@db:5432/mlflow"
@@ -32,3 +33,19 @@ def test_a_server_gets_name_and_password_in_variables_of_their_own(tmp_path, mon
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_USERNAME") as refused:
         backend(str(tmp_path))
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_job_on_a_cluster_keeps_no_database_in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv(JOB, "mine-0000-1")
+    with pytest.raises(ConfigError, match=r"must be set for a job .*mine-0000-1"):
+        backend("s3://bucket/runs")
+    assert not list(tmp_path.iterdir())
+    shared = tmp_path / "shared"
+    assert backend(str(shared)).uri == f"sqlite:///{shared / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'server.db'}")
+    assert backend("s3://bucket/runs").uri.endswith("server.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.delenv(JOB)
+    assert backend("s3://bucket/runs").uri == f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
