@@ -152,7 +152,7 @@ class TrackingConfig:
 class ClusterConfig:
     """On what the game is played; nothing here changes the weights, but by rounding."""
 
-    workers: int | tuple[int, int] = 1  # a pair: at least and at most, as many as there are nodes
+    workers: int | tuple[int, int] = 1  # a pair: at least and at most, as there is room for
     cpus_per_worker: int = 1  # also the threads that torch may use in each
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU each where Ray has that many
     storage: str = "runs"  # runs live below it: a folder that every node sees, or s3://
