@@ -80,11 +80,11 @@ class TurnsConfig:
     Time is counted in images that D saw.
     """
 
-    total_kimg: float = 1000.0
+    total_kimg: float = 1000.0  # thousands of images that D sees in the whole run
     batch_size: int = 64  # global: workers split it
     micro_batch: int | None = None  # most images a worker holds at once; gradients accumulate
-    d_steps: int | Steps = 1
-    g_steps: int = 1
+    d_steps: int | Steps = 1  # D's turns in a round
+    g_steps: int = 1  # G's
     reuse_fakes: bool = False  # G learns from what D's last turn saw, as textbook loops have it
     precision: Precision = "float32"  # a turn that pays a penalty is never in "bfloat16"
     compile: bool = False  # each player's step as one compiled function; equal up to rounding

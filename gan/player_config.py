@@ -41,7 +41,7 @@ class PlayerConfig:
     # G's mapping network, 8. Elsewhere it follows from the image size.
     depth: int | None = None
     norm: Norm | None = None  # dcgan and resnet: 'none' where left out
-    lr: float | Schedule | Steps = 2e-4
+    lr: float | Schedule | Steps = 2e-4  # the optimizer's rate
     beta1: float = 0.0
     beta2: float | Schedule | Steps = 0.99
     optimizer: Optimizer = "adam"
@@ -100,7 +100,7 @@ class GeneratorConfig(PlayerConfig):
     """
 
     norm: Norm | None = None  # dcgan and resnet: 'group' where left out
-    latent_dim: int = 64
+    latent_dim: int = 64  # numbers in z
     style_mixing: float = 0.0  # stylegan2: images of two latents' styles, 0.9 in the paper
     # InfoGAN (Chen et al. 2016): what D is to read off images; the first numbers of the latent.
     discrete_codes: int = 0  # one choice among so many

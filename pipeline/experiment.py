@@ -35,7 +35,7 @@ class EvaluateConfig:
     """How G_ema is judged: Frechet distance and KID on features, against the whole data set."""
 
     every_kimg: float | None = None  # a tenth of the run where left out; the end is always judged
-    images: int = 5000
+    images: int = 5000  # that G_ema draws for each judgement
     # 'pixels', 'digits', 'lite0', 'inception', one of an installed package, or the folder that
     # `forger extractor train` made; `forger extractor list` says what is there.
     extractor: str = "pixels"
@@ -90,7 +90,7 @@ class CheckpointConfig:
     """
 
     every_kimg: float | None = None  # a twentieth of the run where left out
-    every_sec: float = 60.0
+    every_sec: float = 60.0  # by the clock
     keep: int = 2  # the newest; beside them the newest and the best anchor
 
     def __post_init__(self) -> None:
@@ -197,8 +197,8 @@ def _positive(name: str, kimg: float | None) -> tuple[bool, str]:
 class Experiment:
     """Everything that one run is: the game, its data, and how it is run, judged and tracked."""
 
-    name: str
-    seed: int = 0
+    name: str  # of the run and its folder
+    seed: int = 0  # of every sample, latent and weight
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

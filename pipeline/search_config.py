@@ -28,8 +28,8 @@ class SearchConfig:
     trials: int = 16  # with 'pbt': the members of the population
     parallel: int | None = None  # trials at once; as many as the cluster holds where left out
     seed: int = 0  # of the search's own draws; the trials keep the experiment's seed
-    searcher: Searcher = "random"
-    scheduler: Scheduler = "asha"
+    searcher: Searcher = "random"  # tpe is Optuna's
+    scheduler: Scheduler = "asha"  # what cuts a trial short; pbt: a population that changes
     objectives: tuple[Objective, ...] = ("fd",)  # one; or two, and the Pareto front is kept
     warm_up: float = 0.25  # share of a trial before which nothing is cut
     reduction: int = 3  # asha: the best one of so many goes on from each rung
