@@ -159,9 +159,11 @@ def _show(storage: str, name: str) -> None:
 
 def _dry_run(experiment: Experiment) -> None:
     """The space, a few samples, and what it will cost."""
+    from jobs.train import tell_of_judge
     from pipeline.dataset import open_shards
 
     shards = open_shards(experiment.data.shards)
+    tell_of_judge(experiment, shards)
     click.echo(f"{experiment.name}: loading torch, to measure how fast this machine plays")
     from pipeline.search_fits import checked_space
     from pipeline.suggest import suggester_for

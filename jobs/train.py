@@ -62,7 +62,7 @@ def command(experiment, overrides, dry_run, again, fork) -> None:
     if fork is not None:
         _check_parent(loaded.experiment)
     click.echo(f"{loaded.experiment.name}: loading torch, ray and mlflow")
-    _tell_of_judge(loaded.experiment, shards)
+    tell_of_judge(loaded.experiment, shards)
     from pipeline.train import train
 
     single = loaded.experiment.replace("search", None)  # its [search] is for `forger search`
@@ -127,7 +127,7 @@ def _check_parent(experiment: Experiment) -> None:
         )  # fmt: skip
 
 
-def _tell_of_judge(experiment: Experiment, shards: ShardSet) -> None:
+def tell_of_judge(experiment: Experiment, shards: ShardSet) -> None:
     """Says what an extractor does not see that is the default and not made for such images."""
     from pipeline.extractor_names import coarse
 
@@ -164,7 +164,7 @@ def _print_resolved(loaded: Loaded) -> None:
             f"{player}: {size.parameters:,} parameters, "
             f"{size.flops / 1e6:,.2f} MFLOP for an image forwards"
         )
-    _tell_of_judge(loaded.experiment, shards)
+    tell_of_judge(loaded.experiment, shards)
 
 
 def _toml(value: object) -> str:
