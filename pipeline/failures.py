@@ -13,7 +13,7 @@ COLLECTIVE = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|process ?group|all_?reduce",
     re.IGNORECASE,
 )
-FINAL = ("StorageError", "FencedError", "ConfigError")  # another attempt would end the same way
+FINAL = {"StorageError", "FencedError", "ConfigError"}  # another attempt would end the same way
 MEMORY = ("MemoryError", "OutOfMemoryError", "OutOfMemory")
 LESS_MEMORY = "lower turns.batch_size, or set turns.micro_batch (with turns.reuse_fakes = false)"
 MAX_WAIT_SEC = 30
@@ -98,7 +98,7 @@ def _of_worker(rank: int, failure: BaseException) -> Failure:
         return Failure(rank, Kind.DIED, f"{_how(text)}{_where(text)}")
     raised = getattr(failure, "_base_exc", failure)  # what it raised, in a wrapper of Ray Train's
     name, text = type(raised).__name__, _line(raised)
-    if name in FINAL:
+    if FINAL & {kind.__name__ for kind in type(raised).__mro__}:
         return Failure(rank, Kind.FINAL, f"failed: {raised}")
     if name in MEMORY:
         return Failure(rank, Kind.MEMORY, f"ran out of memory ({text}); {LESS_MEMORY}")

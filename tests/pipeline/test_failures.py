@@ -21,7 +21,7 @@ from pipeline.data_config import DataConfig
 from pipeline.experiment import Experiment
 from pipeline.failures import Budget, Failure, Kind, first_failure, hung_or_crashed, with_stacks
 from pipeline.nodes import Left
-from pipeline.storage import StorageError
+from pipeline.storage import StorageError, StorageMistake
 
 WORKER = "Worker info: Worker(metadata=ActorMetadata(node_ip='10.0.0.7', pid=4549,))"
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
@@ -53,6 +53,7 @@ def test_a_killed_worker_is_blamed_and_not_the_peers_that_lost_it():
     [
         (KeyError("lr"), Kind.RAISED, "worker 1 failed: KeyError: 'lr'"),
         (StorageError("no room: 3 B free"), Kind.FINAL, "worker 1 failed: no room: 3 B free"),
+        (StorageMistake("there is no bucket"), Kind.FINAL, "worker 1 failed: there is no bucket"),
         (ConfigError(["a is 1", "b is 2"]), Kind.FINAL, "worker 1 failed: a is 1\nb is 2"),
         (MemoryError("x"), Kind.MEMORY, "set turns.micro_batch"),
         (torch.OutOfMemoryError("CUDA out of memory"), Kind.MEMORY, "set turns.micro_batch"),
