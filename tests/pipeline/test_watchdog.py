@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from pipeline.branch import fork_of
-from pipeline.checkpoint import checkpoint_at, latest_checkpoint, standings
+from pipeline.checkpoint import CheckpointWriter, checkpoint_at, latest_checkpoint, standings
 from pipeline.experiment import Experiment
 from pipeline.host import DivergedError
 from pipeline.play import play
 from pipeline.rollbacks import rollbacks
 from pipeline.run import Run
+from pipeline.signals import Wish
 from tests.pipeline.test_play import (
     assert_same,
     curve,
@@ -125,17 +126,18 @@ def test_only_a_judged_game_is_an_anchor_and_the_end_has_a_checkpoint_whatever_i
     assert {kept.nimg for kept in standing} > {96, 192, 256}
 
 
-def test_no_checkpoint_by_the_clock_holds_a_number_that_is_not_finite(stripes, tmp_path):
-    settings = {
-        "checkpoint__every_sec": 1e-3,
-        "checkpoint__keep": 50,
-        "tracking__tick_kimg": 0.256,
-    }
+def test_no_checkpoint_by_the_clock_holds_a_number_that_is_not_finite(
+    stripes, tmp_path, monkeypatch
+):
+    """The clock asks before every round, and no checkpoint is left out for the one before it."""
+    stop_after_rounds(monkeypatch, 0, Wish.SAVE)
+    monkeypatch.setattr(CheckpointWriter, "busy", property(lambda self: False))
+    settings = {"checkpoint__keep": 50, "tracking__tick_kimg": 0.256}
     run = Run.open("nan", wild(stripes, tmp_path, name="nan", watchdog={}, **settings), stripes)
     with pytest.raises(DivergedError):
         play(run, stripes)
     kept = standings(run.storage)
-    assert max(standing.nimg for standing in kept) >= 100  # the clock's, between two ticks
+    assert [standing.nimg for standing in kept] == list(range(16, 161, 16))
     for standing in kept:
         state = checkpoint_at(run.storage, standing.nimg).state
         assert all(value.isfinite().all() for value in state.values())
