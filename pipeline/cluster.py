@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-# Before ray is imported. The poll decides how soon the end of a run, or a lost worker, is noticed.
+# Before ray is imported. The poll decides how soon the end of a run, or a lost worker, is noticed;
+# a raylet has 30 s to start where nothing else is said, which a busy machine exceeds.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

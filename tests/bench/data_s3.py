@@ -44,7 +44,6 @@ def main(images: str, kimg: float = 120.0) -> None:
         make_bucket(environment, BUCKET)
         env = os.environ | environment | {
             "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"),
-            "RAY_raylet_start_wait_time_s": "120",
         }  # fmt: skip
         (folder / "digits.toml").write_text(EXPERIMENT.format(kimg=kimg))
         places = {"folder": str(folder / "data"), "s3": f"s3://{BUCKET}/data"}

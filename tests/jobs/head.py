@@ -21,13 +21,6 @@ from tests.pipeline.servers import (
 )
 
 BIN = Path(sys.executable).parent
-QUIET_RAY = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_metrics_collection": "false",
-    "RAY_event_stats": "false",
-    "RAY_raylet_start_wait_time_s": "120",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-}
 
 
 @dataclass

@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.jobs.head import BIN, QUIET_RAY, Cluster, Line, ray_head
+from pipeline.stack.stack import RAY
+from tests.jobs.head import BIN, Cluster, Line, ray_head
 from tests.pipeline.desk import DEADLINE_SEC, ROOT, clean_environment
 from tests.pipeline.servers import (
     BUCKET,
@@ -77,7 +78,7 @@ def cluster(ceph: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clus
             mlflow_server(stores["mlflow"], artifacts, folder, env=dict(ceph))
         )
         scratch = running.enter_context(open_folder("forger-head-"))
-        nodes = clean_environment() | dict(ceph) | named | QUIET_RAY
+        nodes = clean_environment() | dict(ceph) | named | RAY
         nodes["PATH"] = f"{BIN}{os.pathsep}{nodes['PATH']}"
         dashboard = running.enter_context(ray_head(scratch, nodes))
         env = (

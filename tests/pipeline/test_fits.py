@@ -21,21 +21,23 @@ from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk
 
 pytestmark = pytest.mark.slow
 
-OBJECT_STORE_BYTES = 100 * 2**20
-
 
 class Nodes:
     """Raylets on this machine: a head without CPUs, and two nodes with one each."""
 
     def __init__(self) -> None:
+        from pipeline.cluster import LOCAL_OBJECT_STORE_BYTES  # it sets Ray's environment
+
+        # isort: split
         from ray.cluster_utils import Cluster
 
-        quiet = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        self.size = LOCAL_OBJECT_STORE_BYTES
+        quiet = {"include_dashboard": False, "object_store_memory": self.size}
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
         self.nodes = [self.add(), self.add()]
 
     def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+        return self.cluster.add_node(num_cpus=1, object_store_memory=self.size)
 
     def kill(self, which: int) -> None:
         self.cluster.remove_node(self.nodes.pop(which), allow_graceful=False)
@@ -57,7 +59,6 @@ def nodes() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             patch.delenv(name)
-        patch.setenv("RAY_raylet_start_wait_time_s", "120")
         patch.setenv("PYTHONPATH", str(ROOT))
         there = Nodes()
         try:

@@ -18,6 +18,7 @@ import pytest
 from pipeline.experiment_file import experiment_toml
 from pipeline.preflight.head import admits, check_head
 from pipeline.preflight.here import check_storage, new_mark
+from pipeline.stack.stack import RAY
 from pipeline.storage import open_storage
 from tests.pipeline.quick_experiment import small
 from tests.pipeline.servers import free_port, process, wait_until
@@ -96,8 +97,8 @@ def test_a_store_with_a_wrong_key_or_without_the_bucket_is_found(
 
 
 TOO_SMALL = """
+from pipeline.cluster import connected  # before ray: it sets Ray's environment
 import ray
-from pipeline.cluster import connected
 from pipeline.experiment import ClusterConfig
 from pipeline.preflight.check import resources
 
@@ -157,7 +158,7 @@ def head_of(tmp_path) -> Iterator[Callable[[str], str]]:
             command += ["--include-dashboard", "false", "--ray-client-server-port", str(client)]
             command += ["--min-worker-port", "0", "--max-worker-port", "0"]
             command += ["--dashboard-agent-listen-port", "0"]
-            env = os.environ | {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+            env = os.environ | RAY | {"RAY_TMPDIR": str(folder)}
             env |= {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "the-token"}
             log = tmp_path / "head.log"
             head = running.enter_context(process(command, log, env=env))

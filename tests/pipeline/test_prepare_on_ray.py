@@ -22,7 +22,6 @@ from tests.pipeline.desk import DEADLINE_SEC, ROOT, clean_environment
 pytestmark = pytest.mark.slow
 
 COUNT, IN_A_SHARD = 120, 10
-OBJECT_STORE_BYTES = 100 * 2**20
 PREPARE = f"""
 import sys
 import pipeline.units
@@ -51,17 +50,19 @@ def two_nodes(s3_uri, monkeypatch) -> Iterator[tuple[str, Path]]:
 
     This process never joins it, because a process has one Ray for its life.
     """
+    from pipeline.cluster import LOCAL_OBJECT_STORE_BYTES  # it sets Ray's environment
+
+    # isort: split
     from ray.cluster_utils import Cluster
 
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    quiet = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    quiet = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
     try:
         for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+            cluster.add_node(num_cpus=1, object_store_memory=LOCAL_OBJECT_STORE_BYTES)
         assert cluster.head_node is not None
         yield str(cluster.address), Path(str(cluster.head_node.get_logs_dir_path()))
     finally:

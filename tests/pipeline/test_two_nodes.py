@@ -23,6 +23,7 @@ from pipeline.checkpoint import latest_checkpoint
 from pipeline.events import Event, events_of
 from pipeline.folder import Folder
 from pipeline.run import Run
+from pipeline.stack.stack import RAY
 from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk, clean_environment
 
 pytestmark = pytest.mark.slow
@@ -137,12 +138,7 @@ class Line:
 
 
 def environment() -> dict[str, str]:
-    return clean_environment() | {
-        "PYTHONPATH": str(ROOT),
-        "RAY_raylet_start_wait_time_s": "120",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
-    }
+    return clean_environment() | RAY | {"PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN": TOKEN}
 
 
 @pytest.fixture(scope="module")
