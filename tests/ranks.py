@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-TIMEOUT_SEC = 300
+TIMEOUT_SEC = 1200
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -22,7 +22,12 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
             pool.submit(_rank, function, rank, world_size, rendezvous.name + ".store", args)
             for rank in range(world_size)
         ]
-        return [result.result(TIMEOUT_SEC) for result in waiting]
+        try:
+            return [result.result(TIMEOUT_SEC) for result in waiting]
+        except TimeoutError:
+            for process in pool._processes.values():  # else the end of the block waits for them
+                process.kill()
+            raise
 
 
 def _rank(function: Callable[..., Any], rank: int, size: int, store: str, args: tuple) -> Any:

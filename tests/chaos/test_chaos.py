@@ -182,6 +182,7 @@ def test_a_run_that_is_broken_seven_ways_ends_as_if_nothing_had_happened(tmp_pat
     """The longer one is `make chaos`; a failure here is played again by the same words."""
     table = tmp_path / "table.md"
     words = ["--faults", "7", "--per-run", "7", "--seed", "1", "--storage", "folder"]
+    words += ["--patience", "2400"]
     for kind in ("rank", "driver", "MLflow", "newest"):
         words += ["--only", kind]
     done = subprocess.run(
@@ -198,7 +199,7 @@ def test_a_run_that_is_broken_seven_ways_ends_as_if_nothing_had_happened(tmp_pat
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=5400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 of 7 faults struck" in table.read_text()

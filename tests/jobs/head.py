@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.processes import end, family
-from tests.pipeline.desk import DEADLINE_SEC
 from tests.pipeline.servers import (
+    DEADLINE_SEC,
     free_port,
     wait_until,
 )

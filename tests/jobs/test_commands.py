@@ -14,6 +14,7 @@ from PIL import Image
 from jobs.__main__ import VERBS
 from pipeline.shards import write_shards
 from tests.conftest import striped_images
+from tests.pipeline.servers import DEADLINE_SEC
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = 'name = "tiny"\ndata.shards = "data"\nevaluate.images = 50\n'
@@ -35,7 +36,7 @@ def forger(folder: Path, *words: str, code: int = 0) -> str:
         env=clean | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_SEC,
     )
     output = done.stdout + done.stderr
     assert done.returncode == code, output

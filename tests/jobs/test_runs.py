@@ -14,8 +14,8 @@ from pipeline.events import Events
 from pipeline.lease import take
 from pipeline.run import Run
 from tests.chaos.proxy import Proxy
-from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk, small_run
-from tests.pipeline.servers import mlflow_server
+from tests.pipeline.desk import ROOT, Desk, small_run
+from tests.pipeline.servers import DEADLINE_SEC, mlflow_server
 
 
 def state(desk: Desk, name: str = "stripes") -> str:

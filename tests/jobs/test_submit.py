@@ -21,9 +21,10 @@ import pytest
 
 from pipeline.stack.stack import RAY
 from tests.jobs.head import BIN, Cluster, Line, ray_head
-from tests.pipeline.desk import DEADLINE_SEC, ROOT, clean_environment
+from tests.pipeline.desk import ROOT, clean_environment
 from tests.pipeline.servers import (
     BUCKET,
+    DEADLINE_SEC,
     S3,
     Missing,
     free_port,

@@ -23,9 +23,9 @@ from pipeline.run import Best, Run
 from pipeline.shards import write_shards
 from pipeline.tracking import open_tracker
 from tests.conftest import striped_images
+from tests.pipeline.servers import DEADLINE_SEC
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_SEC = 400
 EXPERIMENT = """
 name = "stripes"
 [data]

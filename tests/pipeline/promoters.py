@@ -17,6 +17,7 @@ from gan.config import ConfigError
 from pipeline.backend import Backend
 from pipeline.entries import Entry
 from pipeline.promotions import Promotion, PromotionLog, Verdict, promote
+from tests.pipeline.servers import DEADLINE_SEC
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.pipeline.promoters"])
@@ -115,7 +116,7 @@ def _work(
     op: str,
     seconds: float,
 ) -> None:
-    barrier.wait(60)
+    barrier.wait(DEADLINE_SEC)
     answer.send("began")
     try:
         answer.send(run_promotion(person, model, candidate, op, seconds).outcome)
@@ -155,5 +156,5 @@ class Promoter:
             while True:
                 word = self._answer.recv()
         except EOFError:
-            self.process.join(60)
+            self.process.join(DEADLINE_SEC)
             return word

@@ -34,6 +34,7 @@ from pipeline.shards import ShardReader, write_shards
 from pipeline.trained_extractor import classifier_accuracy, read_card, train_extractor
 from pipeline.weights import sha256_of
 from tests.conftest import striped_images
+from tests.pipeline.servers import DEADLINE_SEC
 
 SHAPE = (3, 32, 32)
 
@@ -327,7 +328,7 @@ def test_the_command_lists_extractors_and_trains_one(stripes, tmp_path):
         root = str(Path(__file__).parents[2])
         command = [sys.executable, "-m", "jobs", "extractor", *words]
         done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, check=True, timeout=120
+            command, cwd=root, capture_output=True, text=True, check=True, timeout=DEADLINE_SEC
         )
         return done.stdout
 

@@ -17,7 +17,8 @@ from pipeline.checkpoint import latest_checkpoint, newest_nimg
 from pipeline.experiment_file import load_experiment
 from pipeline.play import Outcome
 from pipeline.run import Run
-from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk
+from tests.pipeline.desk import ROOT, Desk
+from tests.pipeline.servers import DEADLINE_SEC
 
 pytestmark = pytest.mark.slow
 

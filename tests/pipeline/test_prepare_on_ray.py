@@ -17,7 +17,8 @@ from pipeline.dataset import open_shards
 from pipeline.prepare import prepare
 from pipeline.shards import verify_shards
 from pipeline.storage import open_storage
-from tests.pipeline.desk import DEADLINE_SEC, ROOT, clean_environment
+from tests.pipeline.desk import ROOT, clean_environment
+from tests.pipeline.servers import DEADLINE_SEC
 
 pytestmark = pytest.mark.slow
 

@@ -37,6 +37,7 @@ from tests.pipeline.promoters import FORKS, KnownCandidate, Person, Promoter, pa
 from tests.pipeline.promoters import run_promotion as run
 from tests.pipeline.servers import (
     ADMIN,
+    DEADLINE_SEC,
     LossyProxy,
     Missing,
     make_bucket,
@@ -228,7 +229,7 @@ def test_killed_promoters_leave_nothing_half_done_after_the_next_command(team):
             time.sleep(max(0.0, began + moment - time.monotonic()))
             promoter.process.kill()
         for promoter in promoters:
-            promoter.process.join(60)
+            promoter.process.join(DEADLINE_SEC)
         killed = [p for p in promoters if p.process.exitcode == -signal.SIGKILL]
         log = log_of(team.promoter, model)
         written = {entry.op.rpartition(".")[0] for entry in log.entries()}

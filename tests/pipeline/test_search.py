@@ -14,7 +14,8 @@ import pytest
 from pipeline.folder import Folder
 from pipeline.ledger import Ledger, Trial
 from pipeline.run import Run
-from tests.pipeline.desk import DEADLINE_SEC, Desk
+from tests.pipeline.desk import Desk
+from tests.pipeline.servers import DEADLINE_SEC
 
 pytestmark = pytest.mark.slow
 

@@ -21,8 +21,8 @@ from pipeline.processes import end, family, started
 from pipeline.shards import write_shards
 from pipeline.stack.ceph import forget_ceph, start_ceph
 from pipeline.stack.service import StackError, start, wait_until
-from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk, blobs, clean_environment
-from tests.pipeline.servers import Missing, or_skip
+from tests.pipeline.desk import ROOT, Desk, blobs, clean_environment
+from tests.pipeline.servers import DEADLINE_SEC, Missing, or_skip
 
 STORED = b"what was stored before"
 

@@ -14,8 +14,8 @@ import torch
 
 from pipeline.checkpoint import latest_checkpoint
 from pipeline.run import Run
-from tests.pipeline.desk import DEADLINE_SEC, Desk
-from tests.pipeline.servers import mlflow_server
+from tests.pipeline.desk import Desk
+from tests.pipeline.servers import DEADLINE_SEC, mlflow_server
 
 pytestmark = pytest.mark.slow
 

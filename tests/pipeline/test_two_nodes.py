@@ -24,7 +24,8 @@ from pipeline.events import Event, events_of
 from pipeline.folder import Folder
 from pipeline.run import Run
 from pipeline.stack.stack import RAY
-from tests.pipeline.desk import DEADLINE_SEC, ROOT, Desk, clean_environment
+from tests.pipeline.desk import ROOT, Desk, clean_environment
+from tests.pipeline.servers import DEADLINE_SEC
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +104,7 @@ class Line:
             f"import ray; ray.init(address='{HEAD}:{PORT}', logging_level=50);"
             "print(sum(n['Alive'] for n in ray.nodes()))"
         )
-        deadline, done = time.monotonic() + 120, None
+        deadline, done = time.monotonic() + DEADLINE_SEC, None
         while time.monotonic() < deadline:
             done = subprocess.run(
                 self.inside(0, sys.executable, "-c", ask),
