@@ -11,7 +11,7 @@ from pipeline.behind import Behind
 
 def test_tasks_are_done_in_order_while_the_caller_goes_on():
     behind, go, done = Behind("test"), threading.Event(), []
-    behind.do(lambda: (go.wait(5), done.append(1))[1])
+    behind.do(lambda: (go.wait(60), done.append(1))[1])
     behind.do(lambda: done.append(2))
     assert done == []
     go.set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,7 +100,9 @@ def test_shares_add_up_whatever_is_missing_from_the_account():
     assert str(Goodput()) == "goodput unknown"
 
 
-def test_drivers_and_workers_note_side_by_side_and_a_second_command_adds(tmp_path):
+def test_drivers_and_workers_note_side_by_side_and_a_second_command_adds(tmp_path, monkeypatch):
+    seconds = itertools.count()  # no two notes at the same moment
+    monkeypatch.setattr("pipeline.events.time", SimpleNamespace(time=lambda: next(seconds)))
     storage = Folder(tmp_path)
     Events(storage, 1).add("began")
     note_playing(storage, token=1, nimg=16)

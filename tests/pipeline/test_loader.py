@@ -103,7 +103,10 @@ def test_mirrored_images_are_those_that_the_position_says(stripes):
                 assert torch.equal(b.samples[row], image.flip(2) if tossed else image)
 
 
-def test_a_batch_is_read_while_the_one_before_is_used_and_the_thread_ends_with_the_stream(stripes):
+def test_a_batch_is_read_while_the_one_before_is_used_and_the_thread_ends_with_the_stream(
+    stripes, monkeypatch
+):
+    monkeypatch.setattr("pipeline.loader.GOODBYE_SEC", 60)
     before = set(threading.enumerate())
 
     def reading() -> list[threading.Thread]:
@@ -121,9 +124,11 @@ LEAVING = """
 import atexit, sys, threading, time
 from gan.world import World
 from pipeline.dataset import open_shards
+from pipeline import loader
 from pipeline.loader import batches
 from pipeline.shards import ShardReader
 
+loader.GOODBYE_SEC = 60
 # Called after all that is registered later.
 atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
 reader, reads = ShardReader(open_shards(sys.argv[1])), []

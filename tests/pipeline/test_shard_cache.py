@@ -169,7 +169,7 @@ def test_shards_are_fetched_ahead_and_the_thread_that_reads_finds_them_there(tmp
     storage, cache = Counted(made.uri, seconds=0.05), ShardCache(tmp_path, limit_bytes=10**9)
     fetchers = Fetchers(cache, storage, made)
     fetchers.expect(np.arange(10))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while not all(map(cache.holds, made.shards)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(storage.reads) == 10
@@ -240,6 +240,7 @@ def test_files_that_nobody_touched_are_not_read_again_and_a_change_is_seen(tmp_p
 
 def test_files_changed_a_moment_ago_are_not_taken_on_trust(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("pipeline.verified.SETTLED_SEC", 3600.0)
     made = encoded_set(tmp_path / "set", 10)
     verify_shards(made)
     assert not (tmp_path / "cache").exists()
