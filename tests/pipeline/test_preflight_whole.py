@@ -97,6 +97,7 @@ def test_a_store_with_a_wrong_key_or_without_the_bucket_is_found(
 
 
 TOO_SMALL = """
+import time
 from pipeline.cluster import connected  # before ray: it sets Ray's environment
 import ray
 from pipeline.experiment import ClusterConfig
@@ -116,6 +117,8 @@ class Other:
 
 other = Other.remote()
 ray.get(other.here.remote())
+while ray.available_resources().get("CPU") != 1:  # it is told by and by
+    time.sleep(0.1)
 print(resources(ClusterConfig(workers=2), wait_sec=0)[1])
 """
 
@@ -173,7 +176,8 @@ def head_of(tmp_path) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.mark.slow
-def test_a_head_that_refuses_the_token_is_found_at_once(head_of):
+def test_a_head_that_refuses_the_token_is_found_at_once(head_of, monkeypatch):
+    monkeypatch.setattr("pipeline.preflight.head.ASK_SEC", 120.0)
     address = head_of("token")
     assert admits(address, "the-token") is True
     assert admits(address, "another") is False
@@ -188,7 +192,8 @@ def test_a_head_that_refuses_the_token_is_found_at_once(head_of):
 
 
 @pytest.mark.slow
-def test_a_head_that_lets_anybody_in_is_found(head_of):
+def test_a_head_that_lets_anybody_in_is_found(head_of, monkeypatch):
+    monkeypatch.setattr("pipeline.preflight.head.ASK_SEC", 120.0)
     address = head_of("disabled")
     found = check_head(address, "the-token", alone=False)
     assert re.search(
