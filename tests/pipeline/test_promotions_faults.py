@@ -197,19 +197,21 @@ def test_racing_promoters_share_a_local_file(tmp_path):
     """Each process works on the database itself, as on a laptop without a server."""
     person = Person(f"sqlite:///{tmp_path / 'mlflow.db'}", "", "")
     before = dict(os.environ)
-    client = client_of(person)
-    client.create_registered_model(CANDIDATES)
-    for number in range(1, 9):
-        tags = KnownCandidate(CANDIDATES, number).tags
-        client.create_model_version(CANDIDATES, tmp_path.as_uri(), tags=tags)
-    for number in range(2):
-        model = f"local-{number}"
-        numbers = random.Random(number).sample(range(1, 9), 4)
-        outcomes = [p.last_word() for p in group(person, model, numbers, seconds=0.05)]
-        assert set(outcomes) <= {"promoted", "rejected"}, outcomes
-        assert quality(one_line_of_better_champions(person, model).champion) == max(numbers)
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        client = client_of(person)
+        client.create_registered_model(CANDIDATES)
+        for number in range(1, 9):
+            tags = KnownCandidate(CANDIDATES, number).tags
+            client.create_model_version(CANDIDATES, tmp_path.as_uri(), tags=tags)
+        for number in range(2):
+            model = f"local-{number}"
+            numbers = random.Random(number).sample(range(1, 9), 4)
+            outcomes = [p.last_word() for p in group(person, model, numbers, seconds=0.05)]
+            assert set(outcomes) <= {"promoted", "rejected"}, outcomes
+            assert quality(one_line_of_better_champions(person, model).champion) == max(numbers)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def test_killed_promoters_leave_nothing_half_done_after_the_next_command(team):
