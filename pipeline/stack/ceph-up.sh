@@ -203,7 +203,7 @@ running mon || start mon ceph-mon -i a
 wait_for mon ask mon stat
 if [ $new = yes ]; then
   id=$(cat /proc/sys/kernel/random/uuid)
-  ask osd new "$id" 0 >/dev/null
+  wait_for mon ask osd new "$id" 0
   [ "$store" = memstore ] || truncate -s "${gb}G" "$DIR/osd/block"
   ceph-osd -i 0 --mkfs --osd-uuid "$id" >"$DIR/log/mkfs.out" 2>&1 || failed ceph-osd mkfs.out
 fi
