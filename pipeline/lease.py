@@ -179,17 +179,20 @@ def take(storage: Storage, *, who: str, note: Note | Callable[[], Note]) -> Iter
 def _wait_for_the_end(storage: Storage, holder: Record) -> None:
     """Returns once the holder of the newest lease is gone. Raises ConfigError where it moves."""
     first = seen = _last_beat(storage, holder.token)
-    deadline = time.monotonic() + LEASE_SEC
+    still_sec, looked = 0.0, time.monotonic()
     while seen != RELEASED and not holder.owner.dead:
         if seen != first:
             raise ConfigError(
                 [f"{storage.uri} is being written by {holder.owner}; wait for it, or stop it"]
             )
-        if time.monotonic() > deadline:
+        if still_sec > LEASE_SEC:
             log.warning("%s has not moved for %g s and is replaced", holder.owner, LEASE_SEC)
             return
         time.sleep(POLL_SEC)
         seen = _last_beat(storage, holder.token)
+        # Where this process slept, as on a machine that was suspended, the holder may have too.
+        still_sec += min(time.monotonic() - looked, 2 * POLL_SEC)
+        looked = time.monotonic()
 
 
 def _last_beat(storage: Storage, token: int) -> bytes:

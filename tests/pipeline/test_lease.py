@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -176,6 +177,27 @@ def test_a_holder_on_another_machine_is_judged_by_its_beat_alone(storage, looks)
         assert mine.token == 3
     assert time.monotonic() - begun > LEASE_SEC
     assert len(looks) <= LEASE_SEC / lease.POLL_SEC + 2
+
+
+def test_who_watches_and_slept_as_the_holder_did_condemns_nobody(storage, monkeypatch):
+    """As on a machine that was suspended for an hour: after it the holder needs a moment, too."""
+    hold_elsewhere(storage)
+    now, slept = 0.0, 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now, slept
+        slept += 1
+        now += 3600 if slept == 1 else seconds
+        if slept == 3:
+            storage.write("lease/000002.beat", b"1")
+
+    clock = SimpleNamespace(monotonic=lambda: now, time=time.time, sleep=sleep)
+    monkeypatch.setattr(lease, "time", clock)
+    with (
+        pytest.raises(ConfigError, match="being written by me"),
+        take(storage, who="another", note={}),
+    ):
+        pass
 
 
 def test_a_holder_whose_storage_fails_for_a_while_goes_on(storage, monkeypatch, caplog):
