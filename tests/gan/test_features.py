@@ -224,7 +224,7 @@ def test_lite0_finds_real_images_nearest_and_faults_further_the_stronger_they_ar
     """Faces of 16 px: halves of the data that differ by chance, then growing blur and noise."""
     faces = prepare("embedded:faces", str(tmp_path / "faces"))
     extractor = load_extractor("lite0", faces.sample.shape)
-    reader, count = ShardReader(faces), 400
+    reader, count = ShardReader(faces), 200
     one, _ = reader.take(np.arange(0, 2 * count, 2))
     other, _ = reader.take(np.arange(1, 2 * count, 2))
 
