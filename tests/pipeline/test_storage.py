@@ -285,7 +285,7 @@ def assert_refused(storage: Storage, told: str) -> None:
     ):
         with pytest.raises(StorageError, match=told):
             call()
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60  # patience with a single one is longer
 
 
 @pytest.mark.slow
@@ -334,7 +334,10 @@ storage._put("big", 16 * 2**20, piece)
 
 @pytest.mark.slow
 def test_a_gateway_killed_in_mid_upload_and_in_mid_read_loses_nothing(ceph, s3_uri, in_parts):
+    from pipeline.bucket import Bucket
+
     storage = open_storage(s3_uri)
+    assert isinstance(storage, Bucket)
     data = in_parts * 4
 
     def kill_and_restart() -> None:
@@ -342,18 +345,26 @@ def test_a_gateway_killed_in_mid_upload_and_in_mid_read_loses_nothing(ceph, s3_u
         time.sleep(1)
         ceph.restart()
 
-    def during(call) -> None:
+    def during(call, begun) -> None:
         with ThreadPoolExecutor(1) as pool:
             done = pool.submit(call)
-            time.sleep(0.15)
+            while not begun() and not done.done():
+                time.sleep(0.01)
             under_way = not done.done()
             kill_and_restart()
-            done.result(timeout=100)
+            done.result(timeout=600)
             assert under_way
 
-    during(lambda: storage.write("big", data))
+    half_way = threading.Event()
+
+    def piece(start: int, stop: int) -> bytes:
+        if start > len(data) / 2:
+            half_way.set()
+        return data[start:stop]
+
+    during(lambda: storage._put("big", len(data), piece), half_way.is_set)
     found: list[bytes] = []
-    during(lambda: found.extend(storage.read("big") for _ in range(8)))
+    during(lambda: found.extend(storage.read("big") for _ in range(8)), lambda: found)
     assert all(each == data for each in found)
     assert storage.names() == ["big"]
     assert storage.sweep() == []

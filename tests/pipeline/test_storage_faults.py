@@ -7,9 +7,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline import patience
 from pipeline.bucket import Bucket
 from pipeline.storage import StorageError
 from tests.pipeline.proxy import FaultyProxy
@@ -21,7 +23,6 @@ DATA = random.Random(0).randbytes(16 * 2**20)
 
 @pytest.fixture
 def proxy(ceph, s3_uri, monkeypatch) -> Iterator[FaultyProxy]:
-    monkeypatch.setattr("pipeline.patience.READ_SEC", 1)
     monkeypatch.setattr("pipeline.patience.FIRST_PAUSE_SEC", 0.05)
     monkeypatch.setattr("pipeline.bucket.LARGE_BYTES", 6 * 2**20)
     monkeypatch.setattr("pipeline.bucket.PART_BYTES", 5 * 2**20)
@@ -32,7 +33,12 @@ def proxy(ceph, s3_uri, monkeypatch) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def storage(proxy) -> Bucket:
-    return Bucket(BUCKET, uuid.uuid4().hex, retry_sec=20)
+    return Bucket(BUCKET, uuid.uuid4().hex)
+
+
+def hasty(storage: Bucket) -> Bucket:
+    """The same place, given up soon."""
+    return Bucket(BUCKET, storage.prefix, retry_sec=1)
 
 
 def test_a_burst_of_503_is_ridden_through(proxy, storage):
@@ -50,15 +56,18 @@ def test_a_burst_of_503_is_ridden_through(proxy, storage):
 
 
 @pytest.mark.parametrize("mode", ["503", "cut", "lost", "silent"])
-def test_a_store_that_never_comes_back_is_given_up_after_the_deadline(proxy, mode):
-    storage = Bucket(BUCKET, uuid.uuid4().hex, retry_sec=1)
+def test_a_store_that_never_comes_back_is_given_up_after_the_deadline(
+    proxy, storage, monkeypatch, mode
+):
     storage.write("name", b"old")
+    if mode == "silent":
+        monkeypatch.setattr("pipeline.patience.READ_SEC", 1)
     proxy.mode = mode
-    for call in (lambda: storage.read("name"), lambda: storage.names()):
+    for call in (lambda: hasty(storage).read("name"), lambda: hasty(storage).names()):
         begun = time.monotonic()
         with pytest.raises(StorageError, match=r"given up after \d+ attempts, 1 s without"):
             call()
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < patience.RETRY_SEC / 2
     proxy.mode = None
     assert storage.read("name") == b"old"
 
@@ -80,22 +89,23 @@ def test_large_objects_come_and_go_whole_through_many_faults(proxy, storage, mod
     assert storage.sweep() == []
 
 
-def test_a_download_that_is_cut_goes_on_where_it_was(proxy):
-    storage = Bucket(BUCKET, uuid.uuid4().hex, retry_sec=0.5)  # it gets on each time
+def test_a_download_that_is_cut_goes_on_where_it_was(proxy, storage, monkeypatch):
+    """It gets on each time, so that its patience begins anew: two cuts take more than there is."""
     storage.write("name", DATA)
+    clock = SimpleNamespace(monotonic=lambda: 0.7 * len(proxy.faults), sleep=time.sleep)
+    monkeypatch.setattr("pipeline.patience.time", clock)
     proxy.mode = "cut"
     proxy.applies = lambda method, path: method == "GET" and len(proxy.faults) < 4
-    assert storage.read("name") == DATA
+    assert hasty(storage).read("name") == DATA
     assert len(proxy.faults) == 4
 
 
-def test_an_upload_in_parts_that_fails_leaves_nothing_behind(proxy):
-    storage = Bucket(BUCKET, uuid.uuid4().hex, retry_sec=1)
+def test_an_upload_in_parts_that_fails_leaves_nothing_behind(proxy, storage):
     storage.write("name", b"old")
     proxy.mode = "503"
     proxy.applies = lambda method, path: "partNumber=3" in path
     with pytest.raises(StorageError, match="given up"):
-        storage.write("name", DATA)
+        hasty(storage).write("name", DATA)
     assert storage.read("name") == b"old"
     assert storage.sweep() == []
 
