@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pipeline.backend import Backend  # before MLflow: it sets MLflow's environment
+from pipeline.backend import Backend, without_password  # before MLflow: it sets MLflow's environment
 
 # isort: split
 from mlflow import MlflowClient
@@ -103,7 +103,7 @@ def explained(where: Backend, doing: str, *, right: str, only_denials: bool = Fa
 
 def models_at(client: MlflowClient) -> str:
     """Where MLflow is and which registered models it has, for those who look for another."""
-    uri = client.tracking_uri
+    uri = without_password(client.tracking_uri)
     try:
         found = client.search_registered_models(max_results=NAMED + 1)
     except MlflowException as error:

@@ -46,14 +46,19 @@ class Backend:
 
     @property
     def shown(self) -> str:
-        """Its address as people and records get it: a database's password is left out."""
-        return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", self.uri)
+        """Its address as people and records get it."""
+        return without_password(self.uri)
 
     def client(self) -> MlflowClient:
         """A client of its tracking and its registry."""
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+
+def without_password(uri: str) -> str:
+    """The address, with *** for the password that a database's may carry."""
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)
 
 
 @contextmanager

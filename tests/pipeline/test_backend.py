@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from gan.config import ConfigError
+from pipeline.asking import models_at
 from pipeline.backend import backend
 from pipeline.job_server import JOB
 from pipeline.tracking import run_url
@@ -18,6 +22,8 @@ def test_a_databases_password_is_in_no_text_and_the_client_has_it(tmp_path, monk
     assert where.uri == DATABASE
     assert where.shown == "postgresql+psycopg2://mlflow:***@db:5432/mlflow"
     assert "cr%2Fet" not in run_url(where, "1", "2")
+    client: Any = SimpleNamespace(tracking_uri=DATABASE, search_registered_models=lambda **_: [])
+    assert models_at(client) == f"MLflow at {where.shown} has no registered model"
 
 
 @pytest.mark.parametrize(
