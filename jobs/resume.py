@@ -24,7 +24,6 @@ def command(name, storage, allow_http, allow_unauthenticated) -> None:
     every setting. Paths in it hold in the folder where the run was begun. With the id of a JOB
     that `forger jobs` shows, its run goes on as a new job on the cluster.
     """
-    from gan.config import ConfigError
     from pipeline.run import RECORD, Run
     from pipeline.storage import open_storage
 
@@ -37,11 +36,6 @@ def command(name, storage, allow_http, allow_unauthenticated) -> None:
         )
         submit_and_show(resume_order(server.job(name)), server, wait=True)
         return
-    if not open_storage(storage).exists(f"{name}/{RECORD}"):
-        raise ConfigError(
-            [f"there is no run in {open_storage(storage).below(name).uri}; `forger runs` lists "
-             f"those there are, --storage says where"]
-        )  # fmt: skip
     run = Run.at(open_storage(storage).below(name))
     click.echo(f"{name}: loading torch, ray and mlflow")
     from pipeline.train import resume

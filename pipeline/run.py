@@ -77,7 +77,12 @@ class Run:
         try:
             record = json.loads(storage.read(RECORD))
         except FileNotFoundError:
-            raise ConfigError([f"there is no run in {storage.uri} (no {RECORD})"]) from None
+            raise ConfigError(
+                [
+                    f"there is no run in {storage.uri} (no {RECORD}); `forger runs` lists those "
+                    f"there are, --storage says where"
+                ]
+            ) from None
         if record["schema"] != SCHEMA:
             raise ConfigError(
                 [
