@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pipeline.backend import Backend, without_password  # before MLflow: it sets MLflow's environment
+from pipeline.backend import Backend, without_password  # before MLflow: it sets its variables
 
 # isort: split
 from mlflow import MlflowClient
