@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from gan.world import World
 from pipeline.branch import fork_of
 from pipeline.checkpoint import CheckpointWriter, checkpoint_at, latest_checkpoint, standings
 from pipeline.experiment import Experiment
 from pipeline.host import DivergedError
-from pipeline.play import play
+from pipeline.play import _Match, play
 from pipeline.rollbacks import rollbacks
 from pipeline.run import Run
+from pipeline.storage import StorageError
 from pipeline.signals import Wish
 from tests.pipeline.test_play import (
     assert_same,
@@ -141,3 +143,22 @@ def test_no_checkpoint_by_the_clock_holds_a_number_that_is_not_finite(
     for standing in kept:
         state = checkpoint_at(run.storage, standing.nimg).state
         assert all(value.isfinite().all() for value in state.values())
+
+
+def test_a_rank_whose_view_of_the_folder_lags_waits_for_what_rank_0_found(
+    rolled_back, monkeypatch
+):
+    """As on NFS, where another node may see a new file a minute later."""
+    (back,) = rollbacks(rolled_back.storage)
+    views, waits = [[], [], [back, back]], []
+    match = object.__new__(_Match)
+    match.run, match.world, match.alive = rolled_back, World(1, 2), lambda: waits.append(1)
+    monkeypatch.setattr("pipeline.play._sum", lambda world, value: value + 1.0)  # rank 0 found one
+    monkeypatch.setattr("pipeline.play.rollbacks", lambda storage: views.pop(0))
+    monkeypatch.setattr("pipeline.play.time.sleep", lambda seconds: None)
+    assert match._agreed_rollbacks() == [back]
+    assert len(waits) == 2
+    views[:] = [[]]
+    monkeypatch.setattr("pipeline.play.LAG_SEC", -1.0)
+    with pytest.raises(StorageError, match="0 of 1 rollbacks"):
+        match._agreed_rollbacks()
