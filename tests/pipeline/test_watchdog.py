@@ -12,8 +12,8 @@ from pipeline.host import DivergedError
 from pipeline.play import _Match, play
 from pipeline.rollbacks import rollbacks
 from pipeline.run import Run
-from pipeline.storage import StorageError
 from pipeline.signals import Wish
+from pipeline.storage import StorageError
 from tests.pipeline.test_play import (
     assert_same,
     curve,
