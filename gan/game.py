@@ -186,7 +186,8 @@ class Game:
         self.d_turns += 1
         if self._adaptive is not None:
             self._adaptive.settle(self.d_turns, self.world)
-            probability = torch.tensor(self._adaptive.value, dtype=self.dtype, device=self.device)
+            how = {"dtype": self.dtype, "device": self.device}
+            probability = torch.full((), self._adaptive.value, **how)
             self.means.add_shared("augment/p", probability, self.world)
 
     def g_turn(self, batch: Batch | None) -> None:

@@ -255,6 +255,6 @@ def _compared(objective: Objective, real: Logits, fake: Logits) -> tuple[Logits,
     """
     if not objective.averages:
         return real, fake
-    sums = torch.stack([real.sum(), fake.sum(), real.new_tensor(float(len(real)))])
+    sums = torch.stack([real.sum(), fake.sum(), real.new_full((), len(real))])
     real_sum, fake_sum, count = World.current().sum_with_gradient(sums)
     return real - fake_sum / count, fake - real_sum / count

@@ -46,8 +46,8 @@ def stream(config: GameConfig, world: World, first: int = 0) -> Iterator[Batch]:
         first += 1
 
 
-def new_game(config: GameConfig, seed: int = 0) -> Game:
-    return Game(config, Sample(SHAPE, num_classes=2), seed=seed)
+def new_game(config: GameConfig, seed: int = 0, *, device: str = "cpu") -> Game:
+    return Game(config, Sample(SHAPE, num_classes=2), seed=seed, device=device)
 
 
 def play_rounds(game: Game, rounds: int) -> Game:

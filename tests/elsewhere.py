@@ -1,0 +1,156 @@
+"""A device for tests that is not the CPU, kept in the CPU's memory: as on a GPU, an operation on
+tensors of both is an error, and reading a number makes the host wait.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+
+ELSEWHERE = "elsewhere"
+aten = torch.ops.aten
+# A number for Python, and results as long as what is found.
+WAITED_FOR = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+}
+
+
+class Mixed(RuntimeError):
+    """An operation that a GPU would refuse, or that would make a run depend on the hardware."""
+
+
+@contextmanager
+def elsewhere() -> Iterator[Counter[str]]:
+    """Within, tensors can be made on ELSEWHERE and moved to and from it; they are computed by the
+    CPU's kernels, so to its numbers. Raises Mixed where an operation is given tensors of both
+    devices (a CPU's single number apart), and where random numbers are drawn there.
+
+    What is yielded counts the operations for which the host had to wait for the device.
+    """
+    _register()
+    with _Elsewhere() as mode:
+        yield mode.waits
+
+
+class _There(Tensor):
+    """A tensor that says it is on ELSEWHERE; what it holds is in `here`, on the CPU."""
+
+    here: Tensor
+
+    @staticmethod
+    def __new__(cls, here: Tensor) -> _There:
+        there = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+            cls,
+            here.shape,
+            strides=here.stride(),
+            dtype=here.dtype,
+            device=torch.device(ELSEWHERE, 0),
+        )
+        there.here = here
+        return there
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise Mixed(f"{func} outside of elsewhere()")
+
+    def __repr__(self, **_) -> str:
+        return f"elsewhere: {self.here!r}"
+
+    def tolist(self):
+        # torch's own is for plain tensors only.
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False):
+        raise Mixed("numpy() of a tensor that is not on the CPU")
+
+
+class _Elsewhere(TorchDispatchMode):
+    """Every operation passes through here, also those of a backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        from_there = any(isinstance(x, _There) for x in tensors)
+        to_there = from_there
+        if kwargs.get("device") is not None:
+            to_there = torch.device(kwargs["device"]).type == ELSEWHERE
+            kwargs["device"] = torch.device("cpu")
+        moves = func in (aten._to_copy.default, aten.copy_.default)
+        if func is aten.copy_.default:
+            to_there = isinstance(args[0], _There)
+        if from_there and not moves and any(not _counts_as_there(x) for x in tensors):
+            raise Mixed(f"{func} of tensors on the CPU and elsewhere")
+        if to_there and torch.Tag.nondeterministic_seeded in func.tags:
+            raise Mixed(f"{func} draws elsewhere; a run's draws must not depend on the hardware")
+        if from_there and ((moves and not to_there) or _host_waits(func, args)):
+            self.waits[str(func)] += 1
+        given = pytree.tree_map(_here, (args, kwargs))
+        result = func(*given[0], **given[1])
+        if not to_there:
+            return result
+        result = pytree.tree_map(_there, result)
+        return return_and_correct_aliasing(func, args, kwargs, result) if from_there else result
+
+
+def _counts_as_there(x: Tensor) -> bool:
+    return isinstance(x, _There) or x.ndim == 0
+
+
+def _host_waits(func, args) -> bool:
+    if func in (aten.index.Tensor, aten.index_put_.default):
+        return any(isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1])
+    return func in WAITED_FOR
+
+
+def _here(x):
+    return x.here if isinstance(x, _There) else x
+
+
+def _there(x):
+    return _There(x) if isinstance(x, Tensor) else x
+
+
+class _Module(backend_registration._DummyBackendModule):  # pyright: ignore
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+@functools.cache
+def _register() -> tuple[torch.library.Library, ...]:
+    """Tells torch of the device, once in a process."""
+    backend_registration._setup_privateuseone_for_python_backend(  # pyright: ignore
+        ELSEWHERE, backend_module=_Module()
+    )
+    # Autocast is accepted there, and changes nothing.
+    every = torch.library.Library("_", "IMPL")
+    every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    # torch.tensor(..., device=ELSEWHERE) asks for these two past the mode.
+    some = torch.library.Library("aten", "IMPL")
+    some.impl("empty_strided", _empty_strided, "PrivateUse1")
+    some.impl("_copy_from", _copy_from, "PrivateUse1")
+    return every, some
+
+
+def _empty_strided(size, stride, *, dtype=None, **_) -> Tensor:
+    return _There(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    assert isinstance(target, _There)
+    target.here.copy_(source)
+    return target
