@@ -76,7 +76,7 @@ def command(mixture, overrides, seeds, first_seed, looks, processes, keep, outpu
 
     Overrides name settings as an experiment file does: objective.name=hinge turns.total_kimg=2000.
     Ring and grid are minutes on a laptop's CPU; `stacked` needs hours there to end as published
-    tables do, so give it a --keep.
+    tables do, so give it a --keep. A GPU is used where there is one (cluster.device=cpu: not).
     """
     from gan.config import ConfigError, check_sample
     from pipeline.experiment_file import load_experiment
@@ -84,17 +84,22 @@ def command(mixture, overrides, seeds, first_seed, looks, processes, keep, outpu
     if output and Path(output).suffix.lower() != ".png":
         raise ConfigError([f"--output must end in .png, got {output!r}"])
     file = Path(__file__).parent / "experiments" / f"{mixture}.toml"
-    game = load_experiment(file, overrides).experiment.game
+    experiment = load_experiment(file, overrides).experiment
+    game, wanted = experiment.game, experiment.cluster.device
+    from pipeline.devices import device_here
     from pipeline.mode_games import floor
     from pipeline.mode_games import mixture as mixture_of
 
+    device = device_here(wanted)
+    if wanted == "cuda" and device != "cuda":
+        raise ConfigError(["cluster.device = 'cuda' needs a GPU, and torch sees none here"])
     check_sample(game, mixture_of(mixture).sample)
     click.echo(f"{mixture}: {PROTOCOL[mixture]}")
     click.echo(f"{'':<22}{'modes':>10}{'KL (nats)':>11}{GOOD[mixture]:>14}")
-    _row("real samples", floor(mixture))
+    _row("real samples", floor(mixture, device))
     numbers = range(first_seed, first_seed + seeds)
     places = {seed: keep and f"{keep.rstrip('/')}/{mixture}-{seed}" for seed in numbers}
-    played = _play_all(mixture, game, places, looks, processes)
+    played = _play_all(mixture, game, device, places, looks, processes)
     every = sum(one.end.found == one.end.of for one in played)
     click.echo(f"all modes in {every} of {len(played)} games")
     words, rows = PUBLISHED[mixture]
@@ -124,6 +129,7 @@ def _looked(progress: Progress, seed: int, total: int, nimg: int, modes: Modes) 
 def _play_all(
     mixture: Mixture,
     game: GameConfig,
+    device: str,
     places: Mapping[int, str | None],
     looks: int,
     processes: int,
@@ -141,6 +147,7 @@ def _play_all(
                     mixture,
                     game,
                     seed=seed,
+                    device=device,
                     looks=looks,
                     heard=partial(progress, f"seed {seed}"),
                     looked=partial(_looked, progress, seed, total),
@@ -151,7 +158,7 @@ def _play_all(
         # Spawned: a forked process would inherit torch's threads in whatever state they are.
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             jobs = [
-                pool.submit(_alone, mixture, game, seed, looks, place)
+                pool.submit(_alone, mixture, game, seed, device, looks, place)
                 for seed, place in places.items()
             ]
             for done, job in enumerate(as_completed(jobs), 1):
@@ -161,11 +168,13 @@ def _play_all(
             return [job.result() for job in jobs]
 
 
-def _alone(mixture: Mixture, game: GameConfig, seed: int, looks: int, place: str | None) -> Played:
+def _alone(
+    mixture: Mixture, game: GameConfig, seed: int, device: str, looks: int, place: str | None
+) -> Played:
     """A game on one thread, as one of several."""
     import torch
 
     from pipeline.mode_games import play
 
     torch.set_num_threads(1)
-    return play(mixture, game, seed=seed, looks=looks, keep=place)
+    return play(mixture, game, seed=seed, device=device, looks=looks, keep=place)

@@ -26,6 +26,7 @@ from gan.features import Extractor
 from gan.randomness import generator, latents
 from gan.sampling import to_uint8
 from pipeline.dataset import ShardSet, open_shards
+from pipeline.devices import device_here
 from pipeline.extractors import load_extractor
 from pipeline.protocol import BLOCK
 from pipeline.shards import ShardReader
@@ -141,7 +142,7 @@ def extract_chunk(look: Look, start: int, threads: int | None = None) -> None:
     """Publishes the features of the CHUNK images of `look` from `start` on; safe to repeat."""
     if threads is not None:
         torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_here()
     shards, reader, extractor, snapshot = _opened(look, device)
     features, labels = [], []
     end = start + CHUNK if snapshot else min(start + CHUNK, shards.num_images)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.dataset import open_shards
+from pipeline.devices import device_here
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.extraction import FEATURES
 from pipeline.extractors import configured_extractor
@@ -97,8 +98,7 @@ def judge_again(
     snapshot = read_snapshot(run.storage, folder)
     extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
     cache = run.storage.beside(FEATURES)
-    on_gpu = experiment.cluster.device != "cpu" and torch.cuda.is_available()
-    device = "cuda" if on_gpu else "cpu"
+    device = device_here(experiment.cluster.device)
     cache_gb = experiment.data.cache_gb
     score = Judge(extractor, shards, device=device, cache=cache, cache_gb=cache_gb).score(
         snapshot.module.to(device),

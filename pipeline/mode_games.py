@@ -77,10 +77,12 @@ class StackMixture:
     8,000 of the 10,000 and is right on 99.35 % of the others.
     """
 
-    def __init__(self):
+    def __init__(self, device: torch.device | str = "cpu"):
         self.digits = embedded_digits()
         self.sample, self.num_samples = Sample((3, 32, 32)), NUM_STACKS
-        self.classifier = load_classifier(shipped("digits")).eval().requires_grad_(False)
+        self.device = torch.device(device)
+        classifier = load_classifier(shipped("digits")).to(self.device)
+        self.classifier = classifier.eval().requires_grad_(False)
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Stacks (count, 3, 32, 32), uint8."""
@@ -92,11 +94,11 @@ class StackMixture:
         """What stacks (n, 3, 32, 32), uint8, show."""
         classes, sure = [], []
         for block in samples.split(BLOCK):
-            digits = block.reshape(-1, 1, 32, 32).float() / 127.5 - 1
+            digits = block.to(self.device).reshape(-1, 1, 32, 32).float() / 127.5 - 1
             confidence, digit = self.classifier(digits).softmax(dim=1).max(dim=1)
             digit = digit.view(-1, 3)
-            classes.append(digit[:, 0] * 100 + digit[:, 1] * 10 + digit[:, 2])
-            sure.append(confidence.view(-1, 3).min(dim=1).values)
+            classes.append((digit[:, 0] * 100 + digit[:, 1] * 10 + digit[:, 2]).cpu())
+            sure.append(confidence.view(-1, 3).min(dim=1).values.cpu())
         return of_classes(torch.cat(classes), torch.cat(sure), num_modes=NUM_DIGITS**3)
 
     def shown(self, samples: Tensor) -> Tensor:
@@ -104,14 +106,14 @@ class StackMixture:
         return samples[:NUM_SHOWN]
 
 
-def mixture(name: Mixture) -> PointMixture | StackMixture:
-    """The mixture of that name."""
-    return StackMixture() if name == "stacked" else PointMixture(name)
+def mixture(name: Mixture, device: torch.device | str = "cpu") -> PointMixture | StackMixture:
+    """The mixture of that name, drawn on the CPU; stacks are named on `device`."""
+    return StackMixture(device) if name == "stacked" else PointMixture(name)
 
 
-def floor(name: Mixture) -> Modes:
+def floor(name: Mixture, device: torch.device | str = "cpu") -> Modes:
     """What as many samples of the mixture itself show: no generator can be held to more."""
-    source = mixture(name)
+    source = mixture(name, device)
     return source.modes(source.draw(source.num_samples, generator(0, "modes/floor", 0)))
 
 
@@ -120,20 +122,22 @@ def play(
     config: GameConfig,
     *,
     seed: int,
+    device: torch.device | str = "cpu",
     looks: int = 1,
     heard: Heard = lambda nimg, total: None,
     looked: Looked = lambda nimg, modes: None,
     keep: str | None = None,
 ) -> Played:
     """Plays one game on the mixture in this process, and looks at G_ema `looks` times, evenly, the
-    last time at its end; `looked` is told each time. Real samples are drawn anew for every batch.
+    last time at its end; `looked` is told each time. Real samples are drawn anew for every batch,
+    on the CPU whatever the device.
 
     In `keep`, a folder or s3:// prefix, the game goes on where a killed process left it; what was
     looked at before is told again. Raises ConfigError where it holds another game, or another
     process of this machine plays this one.
     """
-    source = mixture(name)
-    game = Game(config, source.sample, seed=seed)
+    source = mixture(name, device)
+    game = Game(config, source.sample, seed=seed, device=device)
     keeping = kept_in(keep, name, config, seed=seed, looks=looks) if keep else nullcontext()
     with keeping as kept:
         total = config.turns.total_nimg
@@ -171,10 +175,11 @@ def _batches(
 
 @torch.no_grad()
 def _forged(game: Game, count: int) -> Tensor:
-    """Samples of G_ema as the mixture has them: points as they are, images as bytes."""
+    """Samples of G_ema on the CPU as the mixture has them: points as they are, images as bytes."""
     latent_dim = game.config.generator.latent_dim
     z = latents(0, "modes/forged", 0, batch_size=count, latent_dim=latent_dim).to(game.dtype)
-    drawn = torch.cat([game.G_ema(block, None) for block in z.split(BLOCK)])
+    blocks = z.to(game.device).split(BLOCK)
+    drawn = torch.cat([game.G_ema(block, None).cpu() for block in blocks])
     return to_uint8(drawn) if drawn.ndim == 4 else drawn
 
 

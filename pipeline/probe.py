@@ -12,6 +12,7 @@ import torch
 from gan.game import Game
 from gan.loop import play_round
 from pipeline.dataset import ShardSet
+from pipeline.devices import device_here
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
 from pipeline.judge import Judge
@@ -80,8 +81,7 @@ def pace_of(experiment: Experiment, shards: ShardSet, *, device: str) -> Pace:
 def speed_of(experiment: Experiment, shards: ShardSet) -> Speed:
     """Plays and judges for a few seconds in this process; nothing is kept."""
     torch.set_num_threads(experiment.cluster.cpus_per_worker)
-    wanted = experiment.cluster.device
-    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    device = device_here(experiment.cluster.device)
     pace = pace_of(experiment, shards, device=device)
     return Speed(device, pace.img_per_sec, _evaluation_sec(experiment, shards, pace.game))
 

@@ -25,7 +25,10 @@ from gan.config import (
 )
 from pipeline.dataset import ShardSet
 from pipeline.shards import write_shards
+from tests.elsewhere import register
 from tests.pipeline.servers import BUCKET, S3, Missing, make_bucket, or_skip, s3
+
+register()  # before any backward pass
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes as cores: their threads would wait for each other's, spinning, and small

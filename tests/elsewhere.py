@@ -38,7 +38,7 @@ def elsewhere() -> Iterator[Counter[str]]:
 
     What is yielded counts the operations for which the host had to wait for the device.
     """
-    _register()
+    register()
     with _Elsewhere() as mode:
         yield mode.waits
 
@@ -126,15 +126,30 @@ def _there(x):
 
 
 class _Module(backend_registration._DummyBackendModule):  # pyright: ignore
+    def is_available(self) -> bool:
+        return False
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
 
+class _Hidden(backend_registration._DummyPrivateUse1Hook):  # pyright: ignore
+    """No accelerator for those who look for any: it is had by its name alone."""
+
+    def is_available(self) -> bool:
+        return False
+
+    def is_built(self) -> bool:
+        return False
+
+
 @functools.cache
-def _register() -> tuple[torch.library.Library, ...]:
-    """Tells torch of the device, once in a process."""
+def register() -> tuple[torch.library.Library, ...]:
+    """Tells torch of the device, once in a process and before its first backward pass: threads for
+    devices are begun there, and later ones get none.
+    """
     backend_registration._setup_privateuseone_for_python_backend(  # pyright: ignore
-        ELSEWHERE, backend_module=_Module()
+        ELSEWHERE, backend_module=_Module(), hook=_Hidden()
     )
     # Autocast is accepted there, and changes nothing.
     every = torch.library.Library("_", "IMPL")

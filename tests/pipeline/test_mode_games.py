@@ -139,3 +139,10 @@ def test_a_setting_that_cannot_be_is_refused(tmp_path: Path):
     result = CliRunner().invoke(forger, ["modes", "ring", "generator.network=dcgan"])
     assert result.exit_code != 0
     assert "plays square images" in str(result.exception or result.output)
+
+
+def test_a_gpu_that_is_demanded_must_be_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = CliRunner().invoke(forger, ["modes", "ring", "cluster.device=cuda"])
+    assert isinstance(result.exception, ConfigError)
+    assert "needs a GPU" in str(result.exception)

@@ -1,0 +1,83 @@
+"""Runs, scores and features on a device that is not the CPU: they are the CPU's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline import mode_games
+from pipeline.devices import device_here
+from pipeline.extraction import Eye, Features, extract, forgeries, here, reals
+from pipeline.play import play
+from pipeline.run import Run
+from pipeline.shards import write_shards
+from tests.conftest import striped_images
+from tests.elsewhere import ELSEWHERE, elsewhere
+from tests.gan.play import TOLERANCE
+from tests.pipeline.test_extraction import snapshot_for
+from tests.pipeline.test_mode_games import small
+from tests.pipeline.test_play import curve, small_experiment, weights
+
+
+def test_a_run_is_played_judged_and_kept(stripes, tmp_path):
+    """Its generators, too, are equal to rounding: every score is of what they draw."""
+
+    def played(name: str, device: str) -> Run:
+        how = {"name": name, "turns__precision": "float64", "data__flip": True}
+        run = Run.open(name, small_experiment(stripes, tmp_path, **how), stripes)
+        assert play(run, stripes, device=device).finished
+        return run
+
+    here = played("here", "cpu")
+    with elsewhere():
+        there = played("there", ELSEWHERE)
+    ours, theirs = weights(here), weights(there)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=TOLERANCE["float64"])
+    for (nimg, ticked, picture), other in zip(curve(here), curve(there), strict=True):
+        assert (nimg, picture) == (other[0], other[2])
+        assert ticked == pytest.approx(other[1], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("extractor", ["pixels", "digits"])
+def test_the_features_by_which_commands_judge_are_the_same(tmp_path, extractor):
+    images = striped_images(100, size=32)
+    shards = write_shards(str(tmp_path / "data"), images, classes=("left", "right"), origin={})
+
+    def looked(name: str) -> list[Features]:
+        snapshot, eye, storage = snapshot_for(shards), Eye(extractor=extractor), tmp_path / name
+        how = {"stream": "a", "seed": 0, "storage": str(storage)}
+        looks = reals(eye, shards, storage=str(storage)), forgeries(snapshot, eye, shards, **how)
+        return [extract(look, images=100, each=here) for look in looks]
+
+    ours = looked("here")
+    with elsewhere(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.extraction.device_here", lambda: ELSEWHERE)
+        theirs = looked("there")
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(other.vectors, one.vectors, rtol=1e-5, atol=1e-5)
+        assert one.labels is not None
+        assert other.labels is not None
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_modes_of_stacks_and_points_are_counted_there():
+    with elsewhere():
+        points = mode_games.play("ring", small(), seed=3, device=ELSEWHERE)
+        named = mode_games.StackMixture(ELSEWHERE)
+        stacks = named.draw(100, torch.Generator().manual_seed(0))
+        assert named.modes(stacks) == mode_games.StackMixture().modes(stacks)
+    here = mode_games.play("ring", small(), seed=3)
+    torch.testing.assert_close(points.samples, here.samples, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there_is_one", "device"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
+)
+def test_a_process_takes_the_gpu_it_sees_but_where_the_cpu_is_wanted(
+    monkeypatch, wanted, there_is_one, device
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there_is_one)
+    assert device_here(wanted) == device
