@@ -264,15 +264,17 @@ class CheckpointWriter:
             raise OSError(f"{self._storage.uri}/{folder}/{tensors} was not kept as it was written")
         self._fence()
         _write_record(self._storage, _Record(standing, tensors, sha256))
-        self._retire({f"{folder}/{RECORD}", f"{folder}/{tensors}"})
+        self._retire(standing.nimg)
 
-    def _retire(self, new: set[str]) -> None:
+    def _retire(self, newest: int) -> None:
+        """Deletes checkpoints that count no longer. Only those whose record was read: tensors
+        without one may be of a writer that is about to publish it, where this one is late.
+        """
         given_up = self._abandoned()
-        there = [standing for standing in standings(self._storage) if not given_up(standing)]
-        kept = retained(there, keep=self._keep)
-        folders = {_folder(nimg) for nimg in kept} - {name.rpartition("/")[0] for name in new}
-        for name in self._storage.names(FOLDER):  # a record sorts before its tensors
-            if name.rpartition("/")[0] not in folders and name not in new:
+        there = standings(self._storage)
+        kept = retained([one for one in there if not given_up(one)], keep=self._keep)
+        for nimg in sorted({one.nimg for one in there} - kept - {newest}):
+            for name in self._storage.names(_folder(nimg)):  # a record sorts before its tensors
                 self._storage.delete(name)
 
 

@@ -10,6 +10,7 @@ from pipeline.checkpoint import (
     CheckpointWriter,
     Standing,
     all_nimg,
+    checkpoint_at,
     clear_up,
     latest_checkpoint,
     newest_nimg,
@@ -206,7 +207,22 @@ def test_tensors_that_another_writer_wrote_at_the_same_place_are_not_mixed(tmp_p
     found = latest_checkpoint(storage)
     assert found is not None
     assert found.state["weight"].tolist() == [2.0, 2.0]
-    assert len(storage.names("checkpoints")) == 2  # the record, and no tensors but its own
+    publish(storage, 6, keep=1)
+    assert all(name.startswith("checkpoints/000000000006/") for name in storage.names())
+
+
+@pytest.mark.parametrize("late_nimg", [20, 30])
+def test_a_late_writer_takes_no_tensors_whose_record_is_still_to_come(tmp_path, late_nimg):
+    """An attempt that was given up may still be publishing as the next one is."""
+    storage = Folder(tmp_path)
+
+    def fence() -> None:  # the next attempt's tensors stand, its record does not
+        publish(storage, late_nimg, keep=1)
+
+    writer = CheckpointWriter(storage, keep=2, fence=fence)
+    writer.publish(Standing(nimg=20), {"weight": torch.full((2,), 7.0)})
+    writer.wait()
+    assert checkpoint_at(storage, 20).state["weight"].tolist() == [7.0, 7.0]
 
 
 def test_a_writer_that_was_fenced_off_publishes_no_checkpoint(tmp_path):
