@@ -48,6 +48,13 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def sum_number(self, value: float) -> float:
+        """The sum of a number over all ranks. Every rank must call this."""
+        if self.size == 1:
+            return value
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return self.sum(torch.tensor(value, dtype=torch.float64, device=device)).item()
+
     def sum_with_gradient(self, values: Tensor) -> Tensor:
         """The sum over all ranks, through which gradients flow to every rank's part.
 

@@ -36,6 +36,16 @@ class Behind:
                 self._waiting()
         self._raise()
 
+    def done_within(self, sec: float) -> bool:
+        """Whether all is done, after `sec` at most; raises what went wrong."""
+        if self._last is not None:
+            try:
+                self._last.result(timeout=sec)
+            except TimeoutError:
+                return False
+        self._raise()
+        return True
+
     def close(self) -> None:
         """Waits, and ends the thread."""
         try:

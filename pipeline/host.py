@@ -30,6 +30,7 @@ from pipeline.snapshot import packed
 log = logging.getLogger(__name__)
 
 PREVIEW_ROWS = 8
+WAIT_SEC = 1.0  # at a time for storage; ranks wait together
 MAX_PREVIEW_COLUMNS = 16  # classes side by side; without classes, or with more, 8 columns
 
 
@@ -128,6 +129,8 @@ class Host:
         if not anchor and not must and not self.game.is_finite():
             return
         state = self.game.state_dict()
+        if anchor or must:
+            self.wait()
         if not self.first or self._saved_nimg == self.game.nimg:  # it stands, maybe as an anchor
             return
         if not anchor and not must and self._checkpoints.busy:
@@ -149,12 +152,16 @@ class Host:
         self._spent["host/checkpoint_sec"] += time.perf_counter() - started
 
     def wait(self) -> None:
-        """Returns once all that was written stands; raises what went wrong there."""
-        if self.first:
-            self._behind.wait()
+        """Returns once all that was written stands; raises what went wrong there, on rank 0. Every
+        rank must call this: one that waited in the next round instead would count as hanging.
+        """
+        world = self.game.world
+        while world.sum_number(float(self.first and not self._behind.done_within(WAIT_SEC))):
+            self._alive()
 
     def close(self) -> None:
-        """Waits, and ends the writing thread."""
+        """Waits, and ends the writing thread. Every rank must call this."""
+        self.wait()
         if self.first:
             self._behind.close()
 

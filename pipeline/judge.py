@@ -129,8 +129,7 @@ class Judge:
         if self.cache is None:
             return None
         seen = self.world.is_first and _read_moments(self.cache, name) is not None
-        readable = torch.tensor(float(seen), dtype=torch.float64, device=self.device)
-        if self.world.sum(readable).item() == 0:
+        if self.world.sum_number(float(seen)) == 0:
             return None
         kept = _read_moments(self.cache, name, device=self.device)
         assert kept is not None, f"rank {self.world.rank} does not see {self.cache.uri}/{name}"

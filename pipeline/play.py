@@ -130,7 +130,7 @@ class _Match:
                 if line.nimg <= self.game.nimg:
                     last_tick = line.nimg
                     self.health.judge(line.nimg, line.metrics)
-        self.last_tick = int(_sum(self.world, last_tick))
+        self.last_tick = int(self.world.sum_number(last_tick))
         self.host = Host(
             run,
             shards,
@@ -244,7 +244,7 @@ class _Match:
         elif self.world.is_first:
             mine = self.health.judge(nimg, metrics)
         told = 4 * mine.code + 2 * mine.lost + mine.sound if self.world.is_first else 0
-        code, flags = divmod(int(_sum(self.world, told)), 4)
+        code, flags = divmod(int(self.world.sum_number(told)), 4)
         if self.world.is_first:
             return mine
         return Verdict(list(CODES)[code], unjudged, lost=flags >= 2, sound=flags % 2 == 1)
@@ -283,7 +283,7 @@ class _Match:
                 f"{rollback.to_nimg / 1000:.1f} kimg, rollback {rollback.number} of "
                 f"{self.experiment.watchdog.max_rollbacks}"
             )
-        _sum(self.world, 0.0)  # nobody reads before it is written
+        self.world.sum_number(0.0)  # nobody reads before it is written
 
     def _clear_up(self) -> Checkpoint | None:
         """Removes what a killed writer or a rollback left; what the game goes on from."""
@@ -296,7 +296,7 @@ class _Match:
     def _agreed_rollbacks(self) -> list[Rollback]:
         """Those that rank 0 found, on every rank: on a shared folder another node's view lags."""
         found = rollbacks(self.run.storage)
-        count = int(_sum(self.world, len(found) if self.world.is_first else 0))
+        count = int(self.world.sum_number(len(found) if self.world.is_first else 0))
         deadline = time.monotonic() + LAG_SEC
         while len(found) < count:
             if time.monotonic() > deadline:
@@ -310,15 +310,7 @@ class _Match:
 
     def _agreed_checkpoint(self, found: Checkpoint | None) -> Checkpoint | None:
         """What rank 0 found, on every rank: on a shared folder each may see another newest."""
-        nimg = int(_sum(self.world, found.nimg if found else 0))
+        nimg = int(self.world.sum_number(found.nimg if found else 0))
         if nimg == 0 or found is not None:
             return found
         return checkpoint_at(self.run.storage, nimg)
-
-
-def _sum(world: World, value: float) -> float:
-    """The sum over all ranks. Every rank must call this."""
-    if world.size == 1:
-        return value
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    return world.sum(torch.tensor(value, dtype=torch.float64, device=device)).item()

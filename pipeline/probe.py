@@ -68,9 +68,8 @@ def pace_of(experiment: Experiment, shards: ShardSet, *, device: str) -> Pace:
         started = time.perf_counter()
         play_round(game, stream)
         game.means.take(game.world)
-        spent = torch.tensor(time.perf_counter() - started, dtype=torch.float64, device=device)
         # Ranks must play equally often, so they agree on how long a round takes.
-        agreed = game.world.sum(spent).item() / game.world.size
+        agreed = game.world.sum_number(time.perf_counter() - started) / game.world.size
         started, first = time.perf_counter(), game.nimg
         for _ in range(math.ceil(PROBE_SEC / agreed)):
             play_round(game, stream)

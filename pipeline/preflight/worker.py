@@ -85,7 +85,7 @@ def look(job: dict[str, Any]) -> list[dict[str, Any]]:
     }
     facts |= _published(job, world)
     facts |= _read(job, experiment)
-    all_well = world.sum(torch.tensor(float("data_error" in facts), device=device)).item() == 0
+    all_well = world.sum_number(float("data_error" in facts)) == 0
     if all_well:
         facts |= _played(job, experiment, device=device)
     gathered: list[Any] = [None] * world.size
