@@ -153,7 +153,7 @@ def test_a_rank_whose_view_of_the_folder_lags_waits_for_what_rank_0_found(
     views, waits = [[], [], [back, back]], []
     match = object.__new__(_Match)
     match.run, match.world, match.alive = rolled_back, World(1, 2), lambda: waits.append(1)
-    monkeypatch.setattr("pipeline.play._sum", lambda world, value: value + 1.0)  # rank 0 found one
+    monkeypatch.setattr(World, "sum_number", lambda world, value: value + 1.0)  # rank 0 found one
     monkeypatch.setattr("pipeline.play.rollbacks", lambda storage: views.pop(0))
     monkeypatch.setattr("pipeline.play.time.sleep", lambda seconds: None)
     assert match._agreed_rollbacks() == [back]
