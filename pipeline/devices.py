@@ -1,7 +1,8 @@
-"""The device of a process that Ray gave none: a GPU that it sees, or the CPU."""
+"""The device that a process computes on, where Ray does not say; and the same bits each time."""
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -12,3 +13,18 @@ def device_here(wanted: str = "auto") -> Literal["cpu", "cuda"]:
     cluster.device.
     """
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def compute_repeatably(device: torch.device | str) -> None:
+    """From now on this process computes on a GPU by kernels that give the same bits each time.
+
+    A CPU's always do. An operation that has no such kernel raises RuntimeError; no game, and no
+    judgement by what is built in, holds one (`tests/gan/test_any_game.py`).
+    """
+    if torch.device(device).type == "cpu":
+        return
+    # cuBLAS looks for it at its first product, and torch refuses products without it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # It would take time, and nothing reads it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
+    torch.use_deterministic_algorithms(True)

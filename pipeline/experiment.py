@@ -155,6 +155,7 @@ class ClusterConfig:
     workers: int | tuple[int, int] = 1  # a pair: at least and at most, as there is room for
     cpus_per_worker: int = 1  # also the threads that torch may use in each
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU each where Ray has that many
+    deterministic: bool = False  # GPUs: kernels with the same bits each time, some of them slower
     storage: str = "runs"  # runs live below it: a folder that every node sees, or s3://
     max_failures: int = 3  # failures in a row without progress, until the run gives up
     hang_sec: float = 300.0  # a worker without progress for so long is replaced

@@ -21,6 +21,7 @@ from gan.loop import Tick, training
 from gan.world import World
 from pipeline.checkpoint import Checkpoint, checkpoint_at, clear_up
 from pipeline.dataset import ShardSet
+from pipeline.devices import compute_repeatably
 from pipeline.events import note_playing
 from pipeline.host import DivergedError, Host
 from pipeline.loader import batches
@@ -70,6 +71,8 @@ def play(
     this (or one process where there is no group); rank 0 alone writes to the run's folder. Raises
     DivergedError, StorageError and FencedError.
     """
+    if run.experiment.cluster.deterministic:
+        compute_repeatably(device)
     total = run.experiment.turns.total_nimg
     until = total if until_nimg is None else min(until_nimg, total)
     while True:

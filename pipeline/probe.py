@@ -12,7 +12,7 @@ import torch
 from gan.game import Game
 from gan.loop import play_round
 from pipeline.dataset import ShardSet
-from pipeline.devices import device_here
+from pipeline.devices import compute_repeatably, device_here
 from pipeline.experiment import Experiment
 from pipeline.extractors import configured_extractor
 from pipeline.judge import Judge
@@ -51,6 +51,8 @@ def pace_of(experiment: Experiment, shards: ShardSet, *, device: str) -> Pace:
     """Plays rounds at the full batch for about PROBE_SEC; nothing is kept. Every rank of the
     default process group must call this.
     """
+    if experiment.cluster.deterministic:
+        compute_repeatably(device)
     game = Game(experiment.game, shards.sample, seed=experiment.seed, device=device)
     stream = batches(
         ShardReader(shards, cache_gb=experiment.data.cache_gb),

@@ -8,6 +8,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 ELSEWHERE = "elsewhere"
 aten = torch.ops.aten
+# What CUDA has no kernel for that gives the same bits each time (the documentation of
+# torch.use_deterministic_algorithms), by the names that torch's dispatcher has for it.
+VARIES_ON_GPUS = {
+    "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "_ctc_loss_backward",
+    "_embedding_bag_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward", "bincount",
+    "cumsum", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward",
+    "grid_sampler_2d_backward", "grid_sampler_3d_backward", "histc", "max_unpool2d",
+    "max_unpool3d", "median", "nll_loss2d_forward", "put_", "reflection_pad1d_backward",
+    "reflection_pad2d_backward", "reflection_pad3d_backward", "replication_pad1d_backward",
+    "replication_pad2d_backward", "replication_pad3d_backward", "scatter_reduce",
+    "upsample_bicubic2d_backward", "upsample_bilinear2d_backward", "upsample_linear1d_backward",
+    "upsample_trilinear3d_backward",
+}  # fmt: skip
 # A number for Python, and results as long as what is found.
 WAITED_FOR = {
     aten._local_scalar_dense.default,
@@ -31,16 +45,24 @@ class Mixed(RuntimeError):
 
 
 @contextmanager
-def elsewhere() -> Iterator[Counter[str]]:
+def elsewhere() -> Iterator[Seen]:
     """Within, tensors can be made on ELSEWHERE and moved to and from it; they are computed by the
     CPU's kernels, so to its numbers. Raises Mixed where an operation is given tensors of both
     devices (a CPU's single number apart), and where random numbers are drawn there.
 
-    What is yielded counts the operations for which the host had to wait for the device.
+    What is yielded says what was done there.
     """
     register()
     with _Elsewhere() as mode:
-        yield mode.waits
+        yield mode.seen
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Operations on tensors there, by name; and how often the host had to wait for which."""
+
+    operations: set[str] = field(default_factory=set)
+    waits: Counter[str] = field(default_factory=Counter)
 
 
 class _There(Tensor):
@@ -80,7 +102,7 @@ class _Elsewhere(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.waits: Counter[str] = Counter()
+        self.seen = Seen()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -90,6 +112,8 @@ class _Elsewhere(TorchDispatchMode):
         if kwargs.get("device") is not None:
             to_there = torch.device(kwargs["device"]).type == ELSEWHERE
             kwargs["device"] = torch.device("cpu")
+        if from_there:
+            self.seen.operations.add(func._schema.name.removeprefix("aten::"))
         moves = func in (aten._to_copy.default, aten.copy_.default)
         if func is aten.copy_.default:
             to_there = isinstance(args[0], _There)
@@ -98,7 +122,7 @@ class _Elsewhere(TorchDispatchMode):
         if to_there and torch.Tag.nondeterministic_seeded in func.tags:
             raise Mixed(f"{func} draws elsewhere; a run's draws must not depend on the hardware")
         if from_there and ((moves and not to_there) or _host_waits(func, args)):
-            self.waits[str(func)] += 1
+            self.seen.waits[str(func)] += 1
         given = pytree.tree_map(_here, (args, kwargs))
         result = func(*given[0], **given[1])
         if not to_there:

@@ -26,12 +26,12 @@ def test_what_a_gpu_would_refuse_is_refused():
 
 
 def test_what_the_host_waits_for_is_counted():
-    with elsewhere() as waits:
+    with elsewhere() as seen:
         there = torch.arange(3.0).to(ELSEWHERE)
         there.mul_(2).sum().to(torch.float64)
         there.copy_(torch.zeros(3))
         torch.tensor([1.0, 2.0], device=ELSEWHERE).square()
-        assert waits.total() == 0
+        assert seen.waits.total() == 0
         for waiting in (
             lambda: float(there.sum()),
             lambda: bool(there.isfinite().all()),
@@ -40,9 +40,9 @@ def test_what_the_host_waits_for_is_counted():
             lambda: there[there > 1],
             lambda: there.tolist(),
         ):
-            waits.clear()
+            seen.waits.clear()
             waiting()
-            assert waits.total() == 1
+            assert seen.waits.total() == 1
 
 
 def test_double_backward_through_convolutions_and_norms_is_the_cpus():

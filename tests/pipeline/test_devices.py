@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from pipeline.play import play
 from pipeline.run import Run
 from pipeline.shards import write_shards
 from tests.conftest import striped_images
-from tests.elsewhere import ELSEWHERE, elsewhere
+from tests.elsewhere import ELSEWHERE, VARIES_ON_GPUS, elsewhere
 from tests.gan.play import TOLERANCE
 from tests.pipeline.test_extraction import snapshot_for
 from tests.pipeline.test_mode_games import small
@@ -29,8 +31,9 @@ def test_a_run_is_played_judged_and_kept(stripes, tmp_path):
         return run
 
     here = played("here", "cpu")
-    with elsewhere():
+    with elsewhere() as seen:
         there = played("there", ELSEWHERE)
+    assert not seen.operations & VARIES_ON_GPUS
     ours, theirs = weights(here), weights(there)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -38,6 +41,24 @@ def test_a_run_is_played_judged_and_kept(stripes, tmp_path):
     for (nimg, ticked, picture), other in zip(curve(here), curve(there), strict=True):
         assert (nimg, picture) == (other[0], other[2])
         assert ticked == pytest.approx(other[1], rel=1e-6, abs=1e-9)
+
+
+def test_the_same_bits_each_time_are_a_matter_of_the_device(stripes, tmp_path, monkeypatch):
+    monkeypatch.setenv(
+        "CUBLAS_WORKSPACE_CONFIG", ":16:8"
+    )  # of the user's; and put back at the end
+    how = {"cluster__deterministic": True, "cluster__storage": str(tmp_path / "runs")}
+    run = Run.open("small", small_experiment(stripes, tmp_path, **how), stripes)
+    try:
+        play(run, stripes, until_nimg=16)
+        assert not torch.are_deterministic_algorithms_enabled()  # a CPU's are
+        with elsewhere():
+            play(run, stripes, device=ELSEWHERE, until_nimg=32)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True  # pyright: ignore
 
 
 @pytest.mark.parametrize("extractor", ["pixels", "digits"])
