@@ -44,9 +44,7 @@ def test_a_run_is_played_judged_and_kept(stripes, tmp_path):
 
 
 def test_the_same_bits_each_time_are_a_matter_of_the_device(stripes, tmp_path, monkeypatch):
-    monkeypatch.setenv(
-        "CUBLAS_WORKSPACE_CONFIG", ":16:8"
-    )  # of the user's; and put back at the end
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own
     how = {"cluster__deterministic": True, "cluster__storage": str(tmp_path / "runs")}
     run = Run.open("small", small_experiment(stripes, tmp_path, **how), stripes)
     try:
