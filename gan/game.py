@@ -31,6 +31,7 @@ from gan.optimizers import build_optimizer, set_rates
 from gan.penalties import Weights
 from gan.randomness import latents
 from gan.saving import Saved
+from gan.transfer import sent
 from gan.turns import DTurn, GTurn, styles_mixed
 from gan.world import World
 
@@ -324,12 +325,12 @@ class Game:
             batch_size=batch_size,
             latent_dim=self.config.generator.latent_dim,
         )
-        return z[self.world.share(batch_size)].to(self.device, self.dtype)
+        return sent(z[self.world.share(batch_size)], self.device, self.dtype)
 
     def _mine(self, chance: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's part of what was drawn for the global batch."""
         share = self.world.share(self.config.turns.batch_size)
-        return {name: all[share].to(self.device, self.dtype) for name, all in chance.items()}
+        return {name: sent(all[share], self.device, self.dtype) for name, all in chance.items()}
 
     def _pieces(
         self, turn: nn.Module, batch: Batch | None, z: Tensor, chance: dict[str, Tensor]
@@ -343,7 +344,7 @@ class Game:
         labels = None
         if batch is not None and self.config.conditioning.name != "none":
             assert batch.labels is not None
-            labels = batch.labels.to(self.device)
+            labels = batch.labels.to(self.device, non_blocking=True)
         for start in starts:
             piece = slice(start, start + size)
             real = None if batch is None else self._to_unit_range(batch.samples[piece])

@@ -19,7 +19,7 @@ def compute_repeatably(device: torch.device | str) -> None:
     """From now on this process computes on a GPU by kernels that give the same bits each time.
 
     A CPU's always do. An operation that has no such kernel raises RuntimeError; no game, and no
-    judgement by what is built in, holds one (`tests/gan/test_any_game.py`).
+    judgement by `pixels` or `digits`, holds one (`tests/gan/test_any_game.py`, `test_devices.py`).
     """
     if torch.device(device).type == "cpu":
         return

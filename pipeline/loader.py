@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gan.game import Batch
+from gan.transfer import sent
 from gan.world import World
 from pipeline.class_index import ClassIndex
 from pipeline.data_checks import block_of, check_data, shares_of
@@ -173,6 +174,6 @@ def _on_device(
             if labels is not None:
                 labels = labels.to(device, non_blocking=True)
             if flip_seed is not None:
-                tossed = torch.from_numpy(flips(positions, seed=flip_seed)).to(device)
+                tossed = sent(torch.from_numpy(flips(positions, seed=flip_seed)), images.device)
                 images = torch.where(tossed[:, None, None, None], images.flip(3), images)
             yield Batch(images, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from gan.loop import training
 from gan.modes import Modes, grid, of_classes, of_points, ring
 from gan.randomness import generator, latents
 from gan.sampling import to_uint8
+from gan.transfer import sent
 from pipeline.extractors import shipped
 from pipeline.kept_course import kept_in
 from pipeline.sources.embedded import open_embedded
@@ -147,9 +149,7 @@ def play(
         for look in course:
             looked(*look)
         samples = None
-        batches = _batches(
-            source, batch_size=config.turns.batch_size, seed=seed, first=game.num_batches
-        )
+        batches = _batches(source, game)
         for moment in training(game, batches, until_nimg=total, tick_nimg=tick):
             heard(moment.nimg, total)
             samples = None
@@ -164,13 +164,13 @@ def play(
         return Played(seed, tuple(course), source.shown(samples))
 
 
-def _batches(
-    source: PointMixture | StackMixture, *, batch_size: int, seed: int, first: int
-) -> Iterator[Batch]:
-    number = first
-    while True:
-        yield Batch(source.draw(batch_size, generator(seed, "modes/real", number)))
-        number += 1
+def _batches(source: PointMixture | StackMixture, game: Game) -> Iterator[Batch]:
+    """Reals for where `game` stands, on its device."""
+    for number in itertools.count(game.num_batches):
+        drawn = source.draw(
+            game.config.turns.batch_size, generator(game.seed, "modes/real", number)
+        )
+        yield Batch(sent(drawn, game.device))
 
 
 @torch.no_grad()

@@ -19,16 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 ELSEWHERE = "elsewhere"
 aten = torch.ops.aten
 # What CUDA has no kernel for that gives the same bits each time (the documentation of
-# torch.use_deterministic_algorithms), by the names that torch's dispatcher has for it.
+# torch.use_deterministic_algorithms, and where ATen calls alertNotDeterministic), by the names of
+# torch's dispatcher, without the "_" at the end of what works in place.
 VARIES_ON_GPUS = {
     "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "_ctc_loss_backward",
-    "_embedding_bag_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward", "bincount",
-    "cumsum", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward",
-    "grid_sampler_2d_backward", "grid_sampler_3d_backward", "histc", "max_unpool2d",
-    "max_unpool3d", "median", "nll_loss2d_forward", "put_", "reflection_pad1d_backward",
-    "reflection_pad2d_backward", "reflection_pad3d_backward", "replication_pad1d_backward",
-    "replication_pad2d_backward", "replication_pad3d_backward", "scatter_reduce",
-    "upsample_bicubic2d_backward", "upsample_bilinear2d_backward", "upsample_linear1d_backward",
+    "_embedding_bag_backward", "_upsample_bilinear2d_aa_backward",
+    "adaptive_max_pool2d_backward", "avg_pool3d_backward", "bincount", "cumsum",
+    "fractional_max_pool2d_backward", "fractional_max_pool3d_backward",
+    "grid_sampler_2d_backward", "grid_sampler_3d_backward", "histc", "index_reduce",
+    "kthvalue", "max_unpool2d", "max_unpool3d", "median", "nanmedian", "nll_loss2d_forward",
+    "put", "reflection_pad1d_backward", "reflection_pad2d_backward",
+    "reflection_pad3d_backward", "replication_pad1d_backward", "replication_pad2d_backward",
+    "replication_pad3d_backward", "scatter_reduce", "upsample_bicubic2d_backward",
+    "upsample_bilinear2d_backward", "upsample_linear1d_backward",
     "upsample_trilinear3d_backward",
 }  # fmt: skip
 # A number for Python, and results as long as what is found.
@@ -37,6 +40,10 @@ WAITED_FOR = {
     aten.nonzero.default,
     aten.masked_select.default,
     aten._unique2.default,
+    aten.unique_dim.default,
+    aten.bincount.default,
+    aten.equal.default,
+    aten.repeat_interleave.Tensor,
 }
 
 
@@ -112,16 +119,18 @@ class _Elsewhere(TorchDispatchMode):
         if kwargs.get("device") is not None:
             to_there = torch.device(kwargs["device"]).type == ELSEWHERE
             kwargs["device"] = torch.device("cpu")
+        name = func._schema.name.removeprefix("aten::")
         if from_there:
-            self.seen.operations.add(func._schema.name.removeprefix("aten::"))
+            self.seen.operations.add(name.rstrip("_"))
         moves = func in (aten._to_copy.default, aten.copy_.default)
         if func is aten.copy_.default:
             to_there = isinstance(args[0], _There)
-        if from_there and not moves and any(not _counts_as_there(x) for x in tensors):
+        alike = name in ("stack", "cat") or name.startswith("_foreach") or func._schema.is_mutable
+        if from_there and not moves and not all(_may_join(x, alike=alike) for x in tensors):
             raise Mixed(f"{func} of tensors on the CPU and elsewhere")
         if to_there and torch.Tag.nondeterministic_seeded in func.tags:
             raise Mixed(f"{func} draws elsewhere; a run's draws must not depend on the hardware")
-        if from_there and ((moves and not to_there) or _host_waits(func, args)):
+        if _host_waits(func, args, kwargs, from_there=from_there, to_there=to_there):
             self.seen.waits[str(func)] += 1
         given = pytree.tree_map(_here, (args, kwargs))
         result = func(*given[0], **given[1])
@@ -131,11 +140,18 @@ class _Elsewhere(TorchDispatchMode):
         return return_and_correct_aliasing(func, args, kwargs, result) if from_there else result
 
 
-def _counts_as_there(x: Tensor) -> bool:
-    return isinstance(x, _There) or x.ndim == 0
+def _may_join(x: Tensor, *, alike: bool) -> bool:
+    """A CPU's single number may, but in lists of tensors, which must be `alike`."""
+    return isinstance(x, _There) or (x.ndim == 0 and not alike)
 
 
-def _host_waits(func, args) -> bool:
+def _host_waits(func, args, kwargs, *, from_there: bool, to_there: bool) -> bool:
+    if func in (aten._to_copy.default, aten.copy_.default):
+        from_there = isinstance(args[func is aten.copy_.default], _There)
+        sent = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
+        return from_there != to_there and not (to_there and sent)
+    if not from_there:
+        return False
     if func in (aten.index.Tensor, aten.index_put_.default):
         return any(isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1])
     return func in WAITED_FOR

@@ -15,6 +15,8 @@ def test_what_a_gpu_would_refuse_is_refused():
             lambda: there + here,
             lambda: torch.stack([there, here]),
             lambda: here.add_(there),
+            lambda: torch.stack([there[0], here[0]]),
+            lambda: here[0].add_(there[0]),
             lambda: there.numpy(),
             lambda: torch.randn(3, device=ELSEWHERE),
             lambda: torch.randn_like(there),
@@ -27,15 +29,16 @@ def test_what_a_gpu_would_refuse_is_refused():
 
 def test_what_the_host_waits_for_is_counted():
     with elsewhere() as seen:
-        there = torch.arange(3.0).to(ELSEWHERE)
+        there = torch.arange(3.0).to(ELSEWHERE, non_blocking=True)
         there.mul_(2).sum().to(torch.float64)
-        there.copy_(torch.zeros(3))
-        torch.tensor([1.0, 2.0], device=ELSEWHERE).square()
+        there.copy_(torch.zeros(3), non_blocking=True)
         assert seen.waits.total() == 0
         for waiting in (
             lambda: float(there.sum()),
             lambda: bool(there.isfinite().all()),
             lambda: there.cpu(),
+            lambda: there.copy_(torch.zeros(3)),
+            lambda: torch.zeros(3).to(ELSEWHERE),
             lambda: torch.zeros(3).copy_(there),
             lambda: there[there > 1],
             lambda: there.tolist(),

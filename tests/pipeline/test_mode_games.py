@@ -17,6 +17,7 @@ from gan.config import (
     EmaConfig,
     GameConfig,
     GeneratorConfig,
+    Precision,
     TurnsConfig,
 )
 from jobs.__main__ import forger
@@ -24,14 +25,13 @@ from pipeline.mode_games import StackMixture, floor, play
 from tests.pipeline.desk import ROOT, clean_environment
 
 
-def small(total_kimg: float = 2.0, **changes) -> GameConfig:
+def small(total_kimg: float = 2.0, *, precision: Precision = "float32") -> GameConfig:
     how: dict = {"network": "mlp", "width": 32, "lr": 1e-3}
     return GameConfig(
         generator=GeneratorConfig(latent_dim=4, **how),
         discriminator=DiscriminatorConfig(**how),
-        turns=TurnsConfig(total_kimg=total_kimg, batch_size=50),
+        turns=TurnsConfig(total_kimg=total_kimg, batch_size=50, precision=precision),
         ema=EmaConfig(half_life_kimg=0.5),
-        **changes,
     )
 
 
