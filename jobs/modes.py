@@ -86,20 +86,23 @@ def command(mixture, overrides, seeds, first_seed, looks, processes, keep, outpu
     file = Path(__file__).parent / "experiments" / f"{mixture}.toml"
     experiment = load_experiment(file, overrides).experiment
     game, wanted = experiment.game, experiment.cluster.device
-    from pipeline.devices import device_here
+    from pipeline.devices import compute_repeatably, device_here
     from pipeline.mode_games import floor
     from pipeline.mode_games import mixture as mixture_of
 
     device = device_here(wanted)
     if wanted == "cuda" and device != "cuda":
         raise ConfigError(["cluster.device = 'cuda' needs a GPU, and torch sees none here"])
+    repeatably = experiment.cluster.deterministic
+    if repeatably:
+        compute_repeatably(device)
     check_sample(game, mixture_of(mixture).sample)
     click.echo(f"{mixture}: {PROTOCOL[mixture]}")
     click.echo(f"{'':<22}{'modes':>10}{'KL (nats)':>11}{GOOD[mixture]:>14}")
     _row("real samples", floor(mixture, device))
     numbers = range(first_seed, first_seed + seeds)
     places = {seed: keep and f"{keep.rstrip('/')}/{mixture}-{seed}" for seed in numbers}
-    played = _play_all(mixture, game, device, places, looks, processes)
+    played = _play_all(mixture, game, device, repeatably, places, looks, processes)
     every = sum(one.end.found == one.end.of for one in played)
     click.echo(f"all modes in {every} of {len(played)} games")
     words, rows = PUBLISHED[mixture]
@@ -130,6 +133,7 @@ def _play_all(
     mixture: Mixture,
     game: GameConfig,
     device: str,
+    repeatably: bool,
     places: Mapping[int, str | None],
     looks: int,
     processes: int,
@@ -137,6 +141,7 @@ def _play_all(
     """The game of every seed, kept in its place and printed as it goes; where several go on at a
     time, printed as they end, and the bar is of games.
     """
+    from pipeline.devices import compute_repeatably
     from pipeline.mode_games import play
 
     total = game.turns.total_nimg
@@ -156,7 +161,9 @@ def _play_all(
                 for seed, place in places.items()
             ]
         # Spawned: a forked process would inherit torch's threads in whatever state they are.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        how = {"mp_context": get_context("spawn"), "initargs": (device,) if repeatably else ()}
+        begin = compute_repeatably if repeatably else None
+        with ProcessPoolExecutor(processes, initializer=begin, **how) as pool:
             jobs = [
                 pool.submit(_alone, mixture, game, seed, device, looks, place)
                 for seed, place in places.items()

@@ -28,13 +28,8 @@ class Behind:
 
     def wait(self) -> None:
         """Returns once all is done; raises what went wrong."""
-        while self._last is not None:
-            try:
-                self._last.result(timeout=1)
-                self._last = None
-            except TimeoutError:
-                self._waiting()
-        self._raise()
+        while not self.done_within(1):
+            self._waiting()
 
     def done_within(self, sec: float) -> bool:
         """Whether all is done, after `sec` at most; raises what went wrong."""

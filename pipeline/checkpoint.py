@@ -245,7 +245,8 @@ class CheckpointWriter:
 
         Waits for the one before; raises its error where that failed.
         """
-        self.wait()
+        if self.busy:
+            self.wait()
         copy = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         self._last = self._behind.do(lambda: self._write(standing, copy))
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.dataset import open_shards
-from pipeline.devices import device_here
+from pipeline.devices import compute_repeatably, device_here
 from pipeline.experiment_file import experiment_from_dict
 from pipeline.extraction import FEATURES
 from pipeline.extractors import configured_extractor
@@ -99,6 +99,8 @@ def judge_again(
     extractor = configured_extractor(experiment.evaluate, shards.sample.shape)
     cache = run.storage.beside(FEATURES)
     device = device_here(experiment.cluster.device)
+    if experiment.cluster.deterministic:
+        compute_repeatably(device)
     cache_gb = experiment.data.cache_gb
     score = Judge(extractor, shards, device=device, cache=cache, cache_gb=cache_gb).score(
         snapshot.module.to(device),

@@ -128,9 +128,10 @@ class Host:
         """
         if not anchor and not must and not self.game.is_finite():
             return
-        state = self.game.state_dict()
+        started, state = time.perf_counter(), self.game.state_dict()
         if anchor or must:
             self.wait()
+            self._spent["host/checkpoint_sec"] += time.perf_counter() - started
         if not self.first or self._saved_nimg == self.game.nimg:  # it stands, maybe as an anchor
             return
         if not anchor and not must and self._checkpoints.busy:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from gan.config import ConfigError, GameConfig
 from gan.game import Game
 from gan.modes import Modes
-from pipeline.checkpoint import CheckpointWriter, Standing, latest_checkpoint, standings
+from pipeline.checkpoint import CheckpointWriter, Standing, clear_up, standings
 from pipeline.identity import as_at_first
 from pipeline.storage import Storage, open_storage
 
@@ -62,7 +62,7 @@ class KeptCourse:
         """Puts the game where it stood and returns its course until then; a new game where nothing
         was kept.
         """
-        checkpoint = latest_checkpoint(self._storage)
+        checkpoint, _ = clear_up(self._storage, abandoned=lambda standing: False)
         if checkpoint is None:
             return []
         game.load_state_dict(checkpoint.state)
