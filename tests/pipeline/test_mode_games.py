@@ -94,6 +94,9 @@ play("ring", small(), seed=3, looks=4, heard=heard, keep={keep!r})
 """
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean_environment())
     assert killed.returncode == -signal.SIGKILL
+    half = tmp_path / "ring-3" / "checkpoints" / f"{7:012d}" / "game-0123.safetensors"
+    half.parent.mkdir()
+    half.write_bytes(b"killed before its record")
 
     def again() -> list[int]:
         ticks: list[int] = []
@@ -106,6 +109,7 @@ play("ring", small(), seed=3, looks=4, heard=heard, keep={keep!r})
         assert torch.equal(played.samples, whole.samples)
         assert played.course == whole.course
         assert looks == [500, 1000, 1500, 2000]
+        assert not half.exists()
         return ticks
 
     assert min(again()) > 1000
