@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.options import INTERRUPTED
+
 if TYPE_CHECKING:
     from pipeline.job_server import Job, JobServer
 
-STOPPED, INTERRUPTED = 1, 130  # exit codes where the job has none of its own
+STOPPED = 1  # the exit code where the job has none of its own
 
 CONNECTION = (
     click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.options import Progress
+from jobs.options import INTERRUPTED, Progress
 
 if TYPE_CHECKING:
     from gan.config import GameConfig
@@ -102,7 +102,13 @@ def command(mixture, overrides, seeds, first_seed, looks, processes, keep, outpu
     _row("real samples", floor(mixture, device))
     numbers = range(first_seed, first_seed + seeds)
     places = {seed: keep and f"{keep.rstrip('/')}/{mixture}-{seed}" for seed in numbers}
-    played = _play_all(mixture, game, device, repeatably, places, looks, processes)
+    try:
+        played = _play_all(mixture, game, device, repeatably, places, looks, processes)
+    except KeyboardInterrupt:
+        if not keep:
+            raise
+        click.echo("stopped; the same command goes on where it was")
+        click.get_current_context().exit(INTERRUPTED)
     every = sum(one.end.found == one.end.of for one in played)
     click.echo(f"all modes in {every} of {len(played)} games")
     words, rows = PUBLISHED[mixture]

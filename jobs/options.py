@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
+
 storage_option = click.option(
     "--storage",
     default="runs",

@@ -20,8 +20,10 @@ from gan.config import (
     Precision,
     TurnsConfig,
 )
+from gan.modes import Modes
 from jobs.__main__ import forger
-from pipeline.mode_games import StackMixture, floor, play
+from pipeline import kept_course
+from pipeline.mode_games import PointMixture, StackMixture, floor, play
 from tests.pipeline.desk import ROOT, clean_environment
 
 
@@ -137,6 +139,29 @@ def test_the_command_prints_the_floor_the_games_and_the_published_table(tmp_path
     assert [line[1] for line in lines if line[0] == "seed"] == ["0", "1"]
     assert any(line[0] == "PacGAN2" for line in lines)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_ctrl_c_says_how_a_kept_game_goes_on(tmp_path: Path, monkeypatch):
+    seen: list[int] = []
+    real = PointMixture.modes
+
+    def interrupted(self: PointMixture, samples: torch.Tensor) -> Modes:
+        seen.append(len(samples))
+        if len(seen) == 3:  # the floor, the first look, and now the second
+            signal.raise_signal(signal.SIGINT)
+        return real(self, samples)
+
+    monkeypatch.setattr(PointMixture, "modes", interrupted)
+    monkeypatch.setattr(kept_course, "KEPT_SEC", 0.0)
+    words = ["modes", "ring", "turns.total_kimg=2", "generator.width=16", "discriminator.width=16"]
+    words += ["--seeds", "1", "--looks", "4", "--keep", str(tmp_path / "kept")]
+    stopped = CliRunner().invoke(forger, words)
+    assert stopped.exit_code == 130, stopped.output
+    assert stopped.stdout.splitlines()[-1] == "stopped; the same command goes on where it was"
+    on = CliRunner().invoke(forger, words)
+    assert on.exit_code == 0, on.output
+    assert "all modes in" in on.stdout
+    assert len(seen) == 3 + 1 + 3  # the floor again, and the three looks that were left
 
 
 def test_a_setting_that_cannot_be_is_refused(tmp_path: Path):
