@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import click
@@ -147,7 +151,6 @@ def _play_all(
     """The game of every seed, kept in its place and printed as it goes; where several go on at a
     time, printed as they end, and the bar is of games.
     """
-    from pipeline.devices import compute_repeatably
     from pipeline.mode_games import play
 
     total = game.turns.total_nimg
@@ -167,18 +170,38 @@ def _play_all(
                 for seed, place in places.items()
             ]
         # Spawned: a forked process would inherit torch's threads in whatever state they are.
-        how = {"mp_context": get_context("spawn"), "initargs": (device,) if repeatably else ()}
-        begin = compute_repeatably if repeatably else None
-        with ProcessPoolExecutor(processes, initializer=begin, **how) as pool:
+        how = {"mp_context": get_context("spawn"), "initargs": (device, repeatably)}
+        with ProcessPoolExecutor(processes, initializer=_begin, **how) as pool:
             jobs = [
                 pool.submit(_alone, mixture, game, seed, device, looks, place)
                 for seed, place in places.items()
             ]
-            for done, job in enumerate(as_completed(jobs), 1):
-                progress("games", done, len(jobs))
-                for look in job.result().course:
-                    _looked(progress, job.result().seed, total, *look)
+            try:
+                for done, job in enumerate(as_completed(jobs), 1):
+                    progress("games", done, len(jobs))
+                    for look in job.result().course:
+                        _looked(progress, job.result().seed, total, *look)
+            except BaseException:  # leaving the pool would wait for all of its games
+                for child in active_children():
+                    child.terminate()
+                raise
             return [job.result() for job in jobs]
+
+
+def _begin(device: str, repeatably: bool) -> None:
+    """First in a process of the pool: Ctrl-C is its parent's to hear, and it ends with that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    if repeatably:
+        from pipeline.devices import compute_repeatably
+
+        compute_repeatably(device)
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A game of a killed command would play on, and hold the place where it is kept."""
+    parent.join()
+    os._exit(1)
 
 
 def _alone(

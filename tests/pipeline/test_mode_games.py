@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -24,7 +26,8 @@ from gan.modes import Modes
 from jobs.__main__ import forger
 from pipeline import kept_course
 from pipeline.mode_games import PointMixture, StackMixture, floor, play
-from tests.pipeline.desk import ROOT, clean_environment
+from tests.pipeline.desk import ROOT, Desk, clean_environment
+from tests.pipeline.servers import DEADLINE_SEC
 
 
 def small(total_kimg: float = 2.0, *, precision: Precision = "float32") -> GameConfig:
@@ -162,6 +165,26 @@ def test_ctrl_c_says_how_a_kept_game_goes_on(tmp_path: Path, monkeypatch):
     assert on.exit_code == 0, on.output
     assert "all modes in" in on.stdout
     assert len(seen) == 3 + 1 + 3  # the floor again, and the three looks that were left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_games_of_several_processes_end_with_their_command(number, code, tmp_path: Path):
+    words = ["modes", "ring", "turns.total_kimg=100000", "--seeds", "3", "--processes", "2"]
+    command = Desk(tmp_path).start(*words, "--keep", "kept")
+    deadline = time.monotonic() + DEADLINE_SEC
+    while not all((tmp_path / "kept" / f"ring-{seed}").exists() for seed in (0, 1)):
+        assert command.poll() is None, command.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    games = psutil.Process(command.pid).children(recursive=True)
+    assert len(games) >= 2
+    command.send_signal(number)  # alone, and not its games
+    _, left = psutil.wait_procs(games, timeout=DEADLINE_SEC)
+    output, _ = command.communicate(timeout=DEADLINE_SEC)
+    assert command.returncode == code, output
+    assert not left
+    assert not (tmp_path / "kept" / "ring-2").exists()
 
 
 def test_a_setting_that_cannot_be_is_refused(tmp_path: Path):
