@@ -172,11 +172,11 @@ def _play_all(
         # Spawned: a forked process would inherit torch's threads in whatever state they are.
         how = {"mp_context": get_context("spawn"), "initargs": (device, repeatably)}
         with ProcessPoolExecutor(processes, initializer=_begin, **how) as pool:
-            jobs = [
-                pool.submit(_alone, mixture, game, seed, device, looks, place)
-                for seed, place in places.items()
-            ]
             try:
+                jobs = [
+                    pool.submit(_alone, mixture, game, seed, device, looks, place)
+                    for seed, place in places.items()
+                ]
                 for done, job in enumerate(as_completed(jobs), 1):
                     progress("games", done, len(jobs))
                     for look in job.result().course:

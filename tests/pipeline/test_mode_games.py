@@ -158,7 +158,12 @@ def test_ctrl_c_says_how_a_kept_game_goes_on(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(kept_course, "KEPT_SEC", 0.0)
     words = ["modes", "ring", "turns.total_kimg=2", "generator.width=16", "discriminator.width=16"]
     words += ["--seeds", "1", "--looks", "4", "--keep", str(tmp_path / "kept")]
-    stopped = CliRunner().invoke(forger, words)
+    # As in a terminal; whoever started the tests may have had it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stopped = CliRunner().invoke(forger, words)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.exit_code == 130, stopped.output
     assert stopped.stdout.splitlines()[-1] == "stopped; the same command goes on where it was"
     on = CliRunner().invoke(forger, words)
